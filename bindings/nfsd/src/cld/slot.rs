@@ -1,0 +1,149 @@
+//! Where the tracker finds the records of the volume that is mounted *now*, or waits for them.
+//!
+//! The tracker outlives mounts; a store must be closed before its file system is unmounted. The
+//! slot is put between: empty while nothing is mounted. A `GraceStart` that meets an empty slot
+//! is held until a store is put in, or until a deadline; so threads can be started before the
+//! volume is mounted.
+//!
+//! A write to a frozen volume hangs with the store locked; questions about the records must not
+//! hang with it (S10), so they are answered from a copy that is renewed after each write.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::ClientRecords;
+use crate::records::{ClientRecord, RecordsError, Snapshot, Store};
+
+/// Holder of at most one open [`Store`].
+#[derive(Debug)]
+pub struct RecordSlot {
+    store: Mutex<Option<Store>>,
+    view: Mutex<Option<Snapshot>>,
+    filled: Condvar,
+    hold: Duration,
+}
+
+impl RecordSlot {
+    /// An empty slot; `hold` is how long a `GraceStart` waits for a store.
+    pub fn new(hold: Duration) -> Self {
+        RecordSlot { store: Mutex::new(None), view: Mutex::new(None), filled: Condvar::new(), hold }
+    }
+
+    fn set_view(&self, view: Option<Snapshot>) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Store>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the mounted volume's store in; a held `GraceStart` goes on.
+    pub fn put(&self, store: Store) {
+        self.set_view(Some(store.snapshot()));
+        *self.lock() = Some(store);
+        self.filled.notify_all();
+    }
+
+    /// Takes the store out, so that it can be closed before unmounting.
+    pub fn take(&self) -> Option<Store> {
+        let store = self.lock().take();
+        self.set_view(None);
+        store
+    }
+
+    /// The records after the last write that returned, for the peer's mirror; none when no
+    /// store is loaded. Never waits for the volume.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// While set, removals are accepted and not carried out (gate closed, and one lease after).
+    /// False when no store is loaded: nothing was set.
+    pub fn ignore_removals(&self, ignore: bool) -> bool {
+        self.with(|store| {
+            store.ignore_removals(ignore);
+            Ok(())
+        })
+        .is_ok()
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, RecordsError>,
+    ) -> Result<T, RecordsError> {
+        let mut slot = self.lock();
+        let store = slot.as_mut().ok_or(RecordsError::NotLoaded)?;
+        let outcome = work(store);
+        self.set_view(Some(store.snapshot()));
+        outcome
+    }
+}
+
+impl ClientRecords for RecordSlot {
+    fn create(&self, client: &ClientRecord) -> Result<(), RecordsError> {
+        self.with(|store| store.create(client))
+    }
+
+    fn remove(&self, client: &ClientRecord) -> Result<(), RecordsError> {
+        self.with(|store| store.remove(client))
+    }
+
+    fn may_reclaim(&self, client: &ClientRecord) -> Result<bool, RecordsError> {
+        self.with(|store| Ok(store.may_reclaim(client)))
+    }
+
+    fn grace_start(&self) -> Result<Vec<ClientRecord>, RecordsError> {
+        let until = Instant::now() + self.hold;
+        let mut slot = self.lock();
+        loop {
+            if let Some(store) = slot.as_mut() {
+                let list = store.grace_start();
+                self.set_view(Some(store.snapshot()));
+                return list;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(RecordsError::NotLoaded);
+            }
+            let waited = self.filled.wait_timeout(slot, left);
+            slot = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn grace_done(&self) -> Result<(), RecordsError> {
+        self.with(Store::grace_done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::thread;
+
+    fn client(name: &str) -> ClientRecord {
+        ClientRecord { name: name.into(), princhash: Vec::new() }
+    }
+
+    #[test]
+    fn grace_start_is_held_until_the_store_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path(), true).unwrap();
+        store.create(&client("a")).unwrap();
+        let slot = Arc::new(RecordSlot::new(Duration::from_secs(10)));
+        let waiting = Arc::clone(&slot);
+        let job = thread::spawn(move || waiting.grace_start());
+        thread::sleep(Duration::from_millis(30));
+        assert!(!job.is_finished());
+        slot.put(store);
+        assert_eq!(job.join().unwrap().unwrap(), [client("a")]);
+    }
+
+    #[test]
+    fn a_hold_ends_at_its_deadline_with_a_refusal() {
+        let slot = RecordSlot::new(Duration::from_millis(20));
+        assert!(matches!(slot.grace_start(), Err(RecordsError::NotLoaded)));
+        assert!(matches!(slot.create(&client("a")), Err(RecordsError::NotLoaded)));
+        assert!(!slot.ignore_removals(true));
+    }
+}

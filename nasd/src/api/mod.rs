@@ -1,0 +1,3 @@
+//! What nasd tells the outside: the status document and (in `control`, `peer`) the gRPC servers.
+
+pub mod status;

@@ -1,0 +1,122 @@
+//! The status document of one node: what `nasctl status --json` prints and scripts read.
+//!
+//! Owns names and units only; every value is computed in `core` or read by `drive`. A value that is
+//! not known is absent, never a default (S12).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::record::Record;
+
+/// One node's view, as it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node's name in the configuration.
+    pub node: String,
+    /// nasd's version.
+    pub version: String,
+    /// Seconds since nasd started.
+    pub uptime_s: u64,
+    /// Whether the coordinator answered last time, and how long it took.
+    pub coordinator: CoordinatorStatus,
+    /// Whether the peer's nasd answers heartbeats.
+    pub peer: PeerStatus,
+    /// One entry per configured service, in the order of the configuration.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// Reach of the coordinator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoordinatorStatus {
+    /// `etcd` or `file`.
+    pub kind: String,
+    /// The last call succeeded.
+    pub reachable: bool,
+    /// What the last failure said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Reach of the other nasd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// The other node's name.
+    pub node: String,
+    /// It answered a heartbeat within the last second.
+    pub reachable: bool,
+    /// Milliseconds since its last answer; absent if it never answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_answer_ms: Option<u64>,
+}
+
+/// One service as this node sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// The service's name.
+    pub service: String,
+    /// This node's stage: `standby`, `opening`, `serving`, `preparing`, `cutting`, `handed-over`,
+    /// `returning`, `closing`, `waiting`.
+    pub stage: String,
+    /// Why the service is not where it should be, in words for the operator; absent when all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// The last record read from the coordinator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<Record>,
+    /// DRBD, as the kernel tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drbd: Option<DrbdStatus>,
+    /// Floating addresses of the service.
+    pub addresses: Vec<String>,
+    /// Export paths of the service.
+    pub exports: Vec<String>,
+    /// The gate: open, and for how many more milliseconds (absent: for ever, or shut).
+    pub gate_open: bool,
+    /// Milliseconds until the gate shuts unless the right is renewed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate_left_ms: Option<u64>,
+    /// Running nfsd threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// Grace is running: new opens and locks wait, running I/O does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_grace: Option<bool>,
+    /// Established client connections.
+    pub clients: Vec<String>,
+    /// How the last move of this service ended, if this node took part in one since nasd's start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_move: Option<LastMove>,
+}
+
+/// DRBD of one service in short.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DrbdStatus {
+    /// Resource name.
+    pub resource: String,
+    /// `Primary`, `Secondary`.
+    pub role: String,
+    /// Connection state, DRBD's word.
+    pub connection: String,
+    /// The peer's role, DRBD's word.
+    pub peer_role: String,
+    /// Local and peer disk state per volume, DRBD's words.
+    pub disks: BTreeMap<u16, (String, String)>,
+    /// Options that break rule S1, empty when none.
+    pub violations: Vec<String>,
+}
+
+/// The last move in short.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LastMove {
+    /// From which node.
+    pub from: String,
+    /// To which node.
+    pub to: String,
+    /// `moved`, `rolled-back`, `failed`.
+    pub result: String,
+    /// Milliseconds during which the service was silent.
+    pub silent_ms: u64,
+    /// Unix time of the end, seconds.
+    pub ended_unix_s: u64,
+}

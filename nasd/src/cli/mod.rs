@@ -1,0 +1,1 @@
+//! nasctl: the operator's command (being written).

@@ -1,0 +1,393 @@
+//! The service's record in the coordinator and the transitions that design section 4 allows.
+//!
+//! Owns the only code that builds a successor of a record. Keeps S1 (who may promote), S2 (who is
+//! current) and "the epoch never falls". Each builder returns the *whole* new record; the caller
+//! writes it with a compare-and-set on the revision it has read, and nothing is true before that
+//! compare-and-set has been confirmed (S8, S12).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::num::ParseIntError;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Name of a NAS node as the configuration spells it (its host name).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(pub String);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for NodeName {
+    fn from(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
+/// A DRBD data-generation identifier without its primary bit (bit 0, `UUID_PRIMARY` in `drbd.h`).
+///
+/// Written as a hexadecimal string: JSON readers elsewhere round 64-bit numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DataUuid(u64);
+
+impl DataUuid {
+    /// Masks the primary bit off.
+    #[must_use]
+    pub fn new(raw: u64) -> Self {
+        Self(raw & !1)
+    }
+
+    /// The identifier, bit 0 clear.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<DataUuid> for String {
+    fn from(uuid: DataUuid) -> Self {
+        format!("{:016x}", uuid.0)
+    }
+}
+
+impl TryFrom<String> for DataUuid {
+    type Error = ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        u64::from_str_radix(&text, 16).map(Self::new)
+    }
+}
+
+impl fmt::Display for DataUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Who holds the authority over a service, and what is under way (design section 2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Phase {
+    /// `owner` serves.
+    Serving {
+        /// The node that serves.
+        owner: NodeName,
+    },
+    /// Planned move: the authority belongs to `to`. `from` may still go back by itself while it has
+    /// not demoted; afterwards only by a compare-and-set.
+    Moving {
+        /// The node that gives the service away.
+        from: NodeName,
+        /// The node that receives it.
+        to: NodeName,
+    },
+    /// `owner` takes over without the former owner's consent and has not opened yet.
+    Taking {
+        /// The node that takes the service.
+        owner: NodeName,
+    },
+    /// Nobody serves: a new service, or one that an operator stopped.
+    Stopped,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serving { owner } => write!(f, "serving({owner})"),
+            Self::Moving { from, to } => write!(f, "moving({from}→{to})"),
+            Self::Taking { owner } => write!(f, "taking({owner})"),
+            Self::Stopped => f.write_str("stopped"),
+        }
+    }
+}
+
+/// One service's record: JSON, one key per service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// Rises by one with every transfer of authority; never falls.
+    pub epoch: u64,
+    /// What is true now.
+    pub phase: Phase,
+    /// Nodes whose replica holds every acknowledged write (S2).
+    pub current: BTreeSet<NodeName>,
+    /// DRBD current UUID of each volume at the last transition that knew it.
+    pub data_uuid: BTreeMap<u16, DataUuid>,
+    /// Rises with every opening; the marker file on the volume carries the same number or, when
+    /// `serving` has not been written back yet, a higher one.
+    pub generation: u64,
+}
+
+/// A transition that design section 4 does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TransitionError {
+    /// The record's phase does not lead there.
+    #[error("{node} may not {what}: the record says {phase} in epoch {epoch}")]
+    NotAllowed {
+        /// Who asked.
+        node: NodeName,
+        /// What it wanted, as a verb.
+        what: &'static str,
+        /// The phase that the record has.
+        phase: Phase,
+        /// The record's epoch.
+        epoch: u64,
+    },
+    /// A node outside `current` may never own the data (S2).
+    #[error("{node} is not in the current set {{{}}}: its replica may miss acknowledged writes; let it resynchronise first", names(.current))]
+    NotCurrent {
+        /// The node that is not current.
+        node: NodeName,
+        /// The nodes that are.
+        current: BTreeSet<NodeName>,
+    },
+}
+
+fn names(set: &BTreeSet<NodeName>) -> String {
+    set.iter().map(|n| n.0.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+impl Record {
+    /// The record of a service that has never served: both nodes hold the same (empty) data.
+    #[must_use]
+    pub fn first(current: BTreeSet<NodeName>, data_uuid: BTreeMap<u16, DataUuid>) -> Self {
+        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, generation: 0 }
+    }
+
+    /// The node that holds the authority, if any does.
+    #[must_use]
+    pub fn authority(&self) -> Option<&NodeName> {
+        match &self.phase {
+            Phase::Serving { owner } | Phase::Taking { owner } => Some(owner),
+            Phase::Moving { to, .. } => Some(to),
+            Phase::Stopped => None,
+        }
+    }
+
+    /// `serving(A)` → `moving(A→B, e+1)`, by A, before the cut.
+    ///
+    /// # Errors
+    /// When `from` does not serve or `to` is not current.
+    pub fn begin_move(&self, from: &NodeName, to: &NodeName) -> Result<Self, TransitionError> {
+        let serves = matches!(&self.phase, Phase::Serving { owner } if owner == from);
+        if !serves || from == to {
+            return Err(self.refused(from, "begin a move"));
+        }
+        self.must_be_current(to)?;
+        let phase = Phase::Moving { from: from.clone(), to: to.clone() };
+        Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
+    }
+
+    /// `moving(A→B, e+1)` → `serving(B, e+1)`, by B, after opening.
+    ///
+    /// # Errors
+    /// When the record is not a move to `me`.
+    pub fn settle_move(
+        &self,
+        me: &NodeName,
+        generation: u64,
+        data_uuid: BTreeMap<u16, DataUuid>,
+    ) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Moving { to, .. } if to == me) {
+            return Err(self.refused(me, "settle a move"));
+        }
+        Ok(self.serving_since(me, self.epoch, generation, data_uuid))
+    }
+
+    /// `moving(A→B, e+1)` → `serving(A, e+2)`, by A: it comes back. Before A has demoted this only
+    /// writes down what is true; afterwards A may promote only once it is confirmed (C1, C4).
+    ///
+    /// # Errors
+    /// When the record is not a move away from `me`.
+    pub fn return_from_move(&self, me: &NodeName) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Moving { from, .. } if from == me) {
+            return Err(self.refused(me, "come back from a move"));
+        }
+        self.must_be_current(me)?;
+        let phase = Phase::Serving { owner: me.clone() };
+        Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
+    }
+
+    /// `stopped` → `serving(me, e+1)`: the first start of a service, or after an operator's stop.
+    ///
+    /// # Errors
+    /// When the service is not stopped, or `me` is not current.
+    pub fn start(&self, me: &NodeName) -> Result<Self, TransitionError> {
+        if self.phase != Phase::Stopped {
+            return Err(self.refused(me, "start a service"));
+        }
+        self.must_be_current(me)?;
+        let phase = Phase::Serving { owner: me.clone() };
+        Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
+    }
+
+    /// `serving(A)` or `moving(A→B)` → `taking(B, e+1, {B})`, by B.
+    ///
+    /// # Errors
+    /// When `me` already serves, or is not current.
+    pub fn take(&self, me: &NodeName) -> Result<Self, TransitionError> {
+        let other_serves = match &self.phase {
+            Phase::Serving { owner } | Phase::Taking { owner } => owner != me,
+            Phase::Moving { to, .. } => to == me,
+            Phase::Stopped => false,
+        };
+        if !other_serves {
+            return Err(self.refused(me, "take over"));
+        }
+        self.must_be_current(me)?;
+        let phase = Phase::Taking { owner: me.clone() };
+        let current = BTreeSet::from([me.clone()]);
+        Ok(Self { epoch: self.epoch + 1, phase, current, ..self.clone() })
+    }
+
+    /// `taking(B)` → `serving(B)`, just before the gate opens.
+    ///
+    /// # Errors
+    /// When `me` is not taking.
+    pub fn settle_take(
+        &self,
+        me: &NodeName,
+        generation: u64,
+        data_uuid: BTreeMap<u16, DataUuid>,
+    ) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Taking { owner } if owner == me) {
+            return Err(self.refused(me, "settle a takeover"));
+        }
+        Ok(self.serving_since(me, self.epoch, generation, data_uuid))
+    }
+
+    /// The owner removes a node from the current set: peer or one of its disks lost (S2). Always
+    /// written, even when the node is out already: a write that raced in must be superseded (C5).
+    ///
+    /// # Errors
+    /// When `owner` does not hold the service.
+    pub fn exclude(&self, owner: &NodeName, lost: &NodeName) -> Result<Self, TransitionError> {
+        if self.authority() != Some(owner) {
+            return Err(self.refused(owner, "change the current set"));
+        }
+        let mut next = self.clone();
+        next.current.remove(lost);
+        Ok(next)
+    }
+
+    /// The owner adds a node again: it is UpToDate and Established (S2).
+    ///
+    /// # Errors
+    /// When `owner` does not serve.
+    pub fn include(&self, owner: &NodeName, back: &NodeName) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Serving { owner: o } if o == owner) {
+            return Err(self.refused(owner, "change the current set"));
+        }
+        let mut next = self.clone();
+        next.current.insert(back.clone());
+        Ok(next)
+    }
+
+    /// `serving(me)` again with the generation and UUIDs of an opening that just happened.
+    ///
+    /// # Errors
+    /// When `me` does not serve.
+    pub fn reopened(
+        &self,
+        me: &NodeName,
+        generation: u64,
+        data_uuid: BTreeMap<u16, DataUuid>,
+    ) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Serving { owner } if owner == me) {
+            return Err(self.refused(me, "reopen"));
+        }
+        Ok(self.serving_since(me, self.epoch, generation, data_uuid))
+    }
+
+    fn serving_since(
+        &self,
+        me: &NodeName,
+        epoch: u64,
+        generation: u64,
+        data_uuid: BTreeMap<u16, DataUuid>,
+    ) -> Self {
+        let generation = generation.max(self.generation);
+        let phase = Phase::Serving { owner: me.clone() };
+        Self { epoch, phase, current: self.current.clone(), data_uuid, generation }
+    }
+
+    fn must_be_current(&self, node: &NodeName) -> Result<(), TransitionError> {
+        if self.current.contains(node) {
+            return Ok(());
+        }
+        Err(TransitionError::NotCurrent { node: node.clone(), current: self.current.clone() })
+    }
+
+    fn refused(&self, node: &NodeName, what: &'static str) -> TransitionError {
+        TransitionError::NotAllowed {
+            node: node.clone(),
+            what,
+            phase: self.phase.clone(),
+            epoch: self.epoch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: &str) -> NodeName {
+        NodeName::from(n)
+    }
+
+    fn serving_a() -> Record {
+        let both = BTreeSet::from([node("a"), node("b")]);
+        Record::first(both, BTreeMap::from([(0, DataUuid::new(0x11))])).start(&node("a")).unwrap()
+    }
+
+    #[test]
+    fn planned_move_transfers_authority_before_the_cut() {
+        let moving = serving_a().begin_move(&node("a"), &node("b")).unwrap();
+        assert_eq!(moving.epoch, 2);
+        assert_eq!(moving.authority(), Some(&node("b")));
+        let settled = moving.settle_move(&node("b"), 7, BTreeMap::new()).unwrap();
+        assert_eq!((settled.epoch, settled.generation), (2, 7));
+    }
+
+    #[test]
+    fn c1_return_and_settle_exclude_each_other_by_epoch() {
+        let moving = serving_a().begin_move(&node("a"), &node("b")).unwrap();
+        let back = moving.return_from_move(&node("a")).unwrap();
+        assert_eq!(back.epoch, moving.epoch + 1);
+        assert!(back.settle_move(&node("b"), 1, BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn s2_a_node_outside_current_gets_nothing() {
+        let sole = serving_a().exclude(&node("a"), &node("b")).unwrap();
+        let refused = sole.begin_move(&node("a"), &node("b")).unwrap_err();
+        assert!(matches!(refused, TransitionError::NotCurrent { .. }), "{refused}");
+        assert!(sole.take(&node("b")).is_err());
+    }
+
+    #[test]
+    fn a_take_makes_the_taker_sole_current() {
+        let taking = serving_a().take(&node("b")).unwrap();
+        assert_eq!(taking.current, BTreeSet::from([node("b")]));
+        assert!(taking.take(&node("a")).is_err(), "the former owner is not current any more");
+    }
+
+    #[test]
+    fn json_is_strict_and_stable() {
+        let record = serving_a();
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(
+            text,
+            r#"{"epoch":1,"phase":{"name":"serving","owner":"a"},"current":["a","b"],"data_uuid":{"0":"0000000000000010"},"generation":0}"#
+        );
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        assert!(serde_json::from_str::<Record>(&text.replace("\"epoch\"", "\"epoche\"")).is_err());
+    }
+}

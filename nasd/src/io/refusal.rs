@@ -1,0 +1,218 @@
+//! Why a request was not carried out, in a form that travels over the socket.
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Holder;
+
+/// An error of the system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text}")]
+pub struct SysError {
+    /// Number, where there was one.
+    pub errno: Option<i32>,
+    /// The system's words.
+    pub text: String,
+}
+
+impl From<&io::Error> for SysError {
+    fn from(error: &io::Error) -> Self {
+        SysError { errno: error.raw_os_error(), text: error.to_string() }
+    }
+}
+
+impl From<io::Error> for SysError {
+    fn from(error: io::Error) -> Self {
+        SysError::from(&error)
+    }
+}
+
+impl From<rustix::io::Errno> for SysError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        io::Error::from(errno).into()
+    }
+}
+
+/// What is true instead of what was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum Refusal {
+    /// The line was not a request.
+    #[error("request not understood: {text}")]
+    NotUnderstood {
+        /// What is wrong with it.
+        text: String,
+    },
+    /// This process is for another service, namespace or protocol version: replace it.
+    #[error("this process serves {service} in {} with protocol {version}", netns.display())]
+    Stranger {
+        /// Its service.
+        service: String,
+        /// Its namespace.
+        netns: PathBuf,
+        /// Its protocol version.
+        version: u32,
+    },
+    /// Another request of the kind is still under way; nothing was done.
+    #[error("{op} has been under way for {since_ms} ms")]
+    Occupied {
+        /// Which.
+        op: String,
+        /// Since when, milliseconds.
+        since_ms: u64,
+    },
+    /// No thread could be had; nothing was done.
+    #[error("too many requests under way")]
+    Overloaded,
+    /// Another file system is mounted there; it was left alone.
+    #[error("{} carries {source_device} ({fstype})", target.display())]
+    ForeignMount {
+        /// Mount point.
+        target: PathBuf,
+        /// What is mounted.
+        source_device: String,
+        /// Its type.
+        fstype: String,
+    },
+    /// The device is mounted at another place; nothing was done.
+    #[error("{} is mounted on {}", device.display(), target.display())]
+    MountedElsewhere {
+        /// Device.
+        device: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// The path is no block device that can be used.
+    #[error("{} cannot be used as a device: {error}", device.display())]
+    BadDevice {
+        /// Device.
+        device: PathBuf,
+        /// The system's answer.
+        error: SysError,
+    },
+    /// An option that this program will not pass on.
+    #[error("mount option {option:?} is not allowed")]
+    BadOption {
+        /// The option.
+        option: String,
+    },
+    /// The kernel refused the mount; nothing is mounted.
+    #[error("mount of {} failed while {step}: {error} {}", device.display(), messages.join("; "))]
+    MountFailed {
+        /// Device.
+        device: PathBuf,
+        /// What was being done.
+        step: String,
+        /// The system's answer.
+        error: SysError,
+        /// The file system's own words.
+        messages: Vec<String>,
+    },
+    /// Nothing is mounted where a volume is needed.
+    #[error("nothing is mounted on {}", target.display())]
+    NotMounted {
+        /// Mount point.
+        target: PathBuf,
+    },
+    /// Still busy at the deadline; it is still mounted.
+    #[error("{} is busy after {waited_ms} ms; {} holders found", target.display(), holders.len())]
+    Busy {
+        /// Mount point.
+        target: PathBuf,
+        /// How long it was tried.
+        waited_ms: u64,
+        /// Who holds it.
+        holders: Vec<Holder>,
+    },
+    /// The server runs or its records are open on a volume: stop it first.
+    #[error("the NFS server is not stopped")]
+    ServerRunning,
+    /// `server_setup` has not been carried out by this process.
+    #[error("the NFS server is not set up")]
+    NotSetUp,
+    /// The server is set up otherwise and its settings cannot change while it exists.
+    #[error("the NFS server exists with other settings; stop it first")]
+    SetUpOtherwise,
+    /// The volume has no client records although it must: a server started now would refuse
+    /// every reclaim. Not started.
+    #[error("no client records in {}", dir.display())]
+    RecordsMissing {
+        /// Where they should be.
+        dir: PathBuf,
+    },
+    /// The client records are damaged. Not started.
+    #[error("client records unusable: {text}")]
+    RecordsUnusable {
+        /// How.
+        text: String,
+    },
+    /// The kernel runs without our client records, so every reclaim would be refused; the
+    /// server was stopped again.
+    #[error("kernel does not use the client records: {text}")]
+    TrackingFailed {
+        /// What was seen.
+        text: String,
+    },
+    /// A step of setting up, starting or stopping failed. After a failed start the server is
+    /// stopped.
+    #[error("{step}: {text}")]
+    ServerStep {
+        /// Which.
+        step: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// The exports do not fit together.
+    #[error("exports: {text}")]
+    BadExports {
+        /// What is wrong.
+        text: String,
+    },
+    /// The probe got no answer, or a refusal.
+    #[error("probe: {text}")]
+    ProbeFailed {
+        /// What is wrong.
+        text: String,
+    },
+    /// The probe found another server or another file system: do not open.
+    #[error("probe: {what} is {found} instead of {wanted}")]
+    ProbeMismatch {
+        /// `scope`, `fsid` or `type`.
+        what: String,
+        /// What was found.
+        found: String,
+        /// What must be.
+        wanted: String,
+    },
+    /// The marker is there and cannot be read: not the volume to serve.
+    #[error("marker on {} cannot be read: {text}", target.display())]
+    BadMarker {
+        /// Mount point.
+        target: PathBuf,
+        /// What is wrong.
+        text: String,
+    },
+    /// A system call on the volume failed.
+    #[error("{step} on {} failed: {error}", path.display())]
+    System {
+        /// What was being done.
+        step: String,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        error: SysError,
+    },
+}
+
+impl Refusal {
+    /// A failed system call.
+    pub(super) fn system(
+        step: &str,
+        path: impl Into<PathBuf>,
+        error: impl Into<SysError>,
+    ) -> Self {
+        Refusal::System { step: step.into(), path: path.into(), error: error.into() }
+    }
+}

@@ -1,0 +1,10 @@
+//! nasd: moves NFS services with their DRBD volumes, NFS server and addresses between two NAS nodes.
+//!
+//! `core` decides (pure), `drive` acts, `io` is the child that alone touches a volume (S9).
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod coordinator;
+pub mod core;
+pub mod io;

@@ -1,0 +1,3 @@
+//! Placeholder until the first commit.
+pub mod blocks;
+pub mod report;
