@@ -208,11 +208,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// A failed system call.
-    pub(super) fn system(
-        step: &str,
-        path: impl Into<PathBuf>,
-        error: impl Into<SysError>,
-    ) -> Self {
+    pub(super) fn system(step: &str, path: impl Into<PathBuf>, error: impl Into<SysError>) -> Self {
         Refusal::System { step: step.into(), path: path.into(), error: error.into() }
     }
 }

@@ -201,6 +201,9 @@ fn check_text(r: &CheckReport) -> String {
         r.newer,
         r.torn_in_flight,
     );
+    if r.missing_files > 0 {
+        out.push_str(&format!("\n  {} files are missing: is the volume mounted?", r.missing_files));
+    }
     for f in &r.examples {
         out.push_str(&format!(
             "\n  {:?}: writer {} file {} offset {}: acknowledged {:?}, found {:?}: {}",

@@ -43,6 +43,9 @@ pub struct CheckReport {
     pub newer: u64,
     /// Torn places where a write was on its way: no promise was made for them. No fault.
     pub torn_in_flight: u64,
+    /// Files that are not there. All of them missing hints at a volume that is not mounted.
+    #[serde(default)]
+    pub missing_files: u64,
     /// Journals whose last entry was torn. No fault.
     pub torn_journals: u64,
     /// The first faults in full.
@@ -194,6 +197,7 @@ pub fn check(dir: &Path, logs: &[PathBuf], direct: bool) -> Result<CheckReport, 
     for (writer, extent) in &expected.writers {
         for file in 0..extent.files {
             let reader = Reader::open(&data_path(dir, writer, file), direct)?;
+            report.missing_files += u64::from(reader.0.is_none());
             check_file(&expected, *writer, file, *extent, reader, &mut report);
         }
     }
@@ -289,7 +293,9 @@ fn judge(
     let fault = |kind, detail: String| Some(fault(at, place, kind, None, detail));
     let bad = match found.map(|bytes| bytes.map(Block::decode)) {
         Err(e) if acked => fault(FaultKind::Lost, format!("cannot be read: {e}")),
-        Ok(None) if acked => fault(FaultKind::Lost, "the file ends before it".into()),
+        Ok(None) if acked => {
+            fault(FaultKind::Lost, "the file ends before it, or is missing".into())
+        }
         Ok(Some(Content::Zero)) if acked => fault(FaultKind::Lost, "only zeros".into()),
         Err(_) | Ok(None | Some(Content::Zero)) => None,
         Ok(Some(Content::Torn { .. })) if !place.maybe.is_empty() => {

@@ -409,3 +409,37 @@ fn lock_round(shared: &Shared, from: usize, touches: usize) {
     }
     shared.counters.lock_round();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eio_on_a_locked_file_counts_its_locks_as_lost_and_other_errors_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = WriterConfig {
+            dir: dir.path().to_owned(),
+            writer: "hv1".parse().unwrap(),
+            files: 1,
+            blocks: 1,
+            block_size: 4096,
+            log: None,
+            stats: None,
+            extra_locks: 0,
+            run_for: None,
+            gap_threshold: Duration::from_millis(100),
+            pause: Duration::ZERO,
+            direct: false,
+            random: false,
+        };
+        let shared = share(config).unwrap();
+        let file = prepare(&shared, &dir.path().join("image"), 4096, &QEMU_LOCKS).unwrap();
+        let mut lost = vec![];
+        for errno in [libc::ENOSPC, libc::EIO, libc::EIO] {
+            shared.failed("write", &file, &io::Error::from_raw_os_error(errno));
+            lost.push(shared.counters.snapshot(true).lost_locks);
+        }
+        assert_eq!(lost, [0, 5, 5]);
+        assert_eq!(shared.counters.snapshot(true).io_errors.by_errno, [(28, 1), (5, 2)].into());
+    }
+}

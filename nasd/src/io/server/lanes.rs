@@ -1,0 +1,126 @@
+//! Which requests may run beside which.
+//!
+//! Requests that change something run one at a time. A question to the volume runs once per kind
+//! and mount point: on a frozen volume each would hang, and threads would pile up.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{Op, Refusal};
+
+/// Threads at most.
+const MAX: usize = 64;
+
+#[derive(Debug)]
+struct Running {
+    number: u64,
+    lane: Option<String>,
+    op: &'static str,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    next: u64,
+    running: Vec<Running>,
+}
+
+/// The requests under way.
+#[derive(Debug, Default)]
+pub(super) struct Lanes(Arc<Mutex<List>>);
+
+/// A request's place; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    lanes: Arc<Mutex<List>>,
+    number: u64,
+}
+
+fn lock(list: &Mutex<List>) -> MutexGuard<'_, List> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Requests with the same lane exclude each other; none: unlimited.
+fn lane(op: &Op) -> Option<String> {
+    match op {
+        Op::Mount { .. }
+        | Op::Unmount { .. }
+        | Op::WriteMarker { .. }
+        | Op::ServerSetup(_)
+        | Op::ServerStart { .. }
+        | Op::ServerStop
+        | Op::Exit => Some("change".into()),
+        Op::SyncFs { target } | Op::Canary { target } | Op::ReadMarker { target } => {
+            Some(format!("{} {}", op.name(), target.display()))
+        }
+        Op::Probe { .. } => Some("probe".into()),
+        _ => None,
+    }
+}
+
+impl Lanes {
+    /// Takes a place, or says who has it.
+    pub(super) fn enter(&self, op: &Op) -> Result<Place, Refusal> {
+        let lane = lane(op);
+        let mut list = lock(&self.0);
+        if let Some(other) = list.running.iter().find(|r| lane.is_some() && r.lane == lane) {
+            let since_ms = u64::try_from(other.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            return Err(Refusal::Occupied { op: other.op.into(), since_ms });
+        }
+        if list.running.len() >= MAX {
+            return Err(Refusal::Overloaded);
+        }
+        let number = list.next;
+        list.next += 1;
+        list.running.push(Running { number, lane, op: op.name(), since: Instant::now() });
+        Ok(Place { lanes: Arc::clone(&self.0), number })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let number = self.number;
+        lock(&self.lanes).running.retain(|running| running.number != number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn canary(target: &str) -> Op {
+        Op::Canary { target: target.into() }
+    }
+
+    #[test]
+    fn a_hanging_question_blocks_only_its_own_kind() {
+        let lanes = Lanes::default();
+        let hanging = lanes.enter(&canary("/a")).unwrap();
+        assert!(matches!(lanes.enter(&canary("/a")), Err(Refusal::Occupied { .. })));
+        lanes.enter(&canary("/b")).unwrap();
+        lanes.enter(&Op::SyncFs { target: "/a".into() }).unwrap();
+        lanes.enter(&Op::ServerStatus).unwrap();
+        drop(hanging);
+        lanes.enter(&canary("/a")).unwrap();
+    }
+
+    #[test]
+    fn changes_exclude_each_other() {
+        let lanes = Lanes::default();
+        let _stop = lanes.enter(&Op::ServerStop).unwrap();
+        let unmount = Op::Unmount { target: "/a".into(), deadline_ms: 1 };
+        assert!(matches!(lanes.enter(&unmount),
+            Err(Refusal::Occupied { op, .. }) if op == "server_stop"));
+        let _one = lanes.enter(&Op::ServerStatus).unwrap();
+        let _two = lanes.enter(&Op::ServerStatus).unwrap();
+    }
+
+    #[test]
+    fn threads_are_limited() {
+        let lanes = Lanes::default();
+        let places: Vec<_> = (0..MAX).map(|_| lanes.enter(&Op::Records).unwrap()).collect();
+        assert_eq!(lanes.enter(&Op::Records).unwrap_err(), Refusal::Overloaded);
+        drop(places);
+        lanes.enter(&Op::Records).unwrap();
+    }
+}
