@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::enums::{Fencing, OnIoError, TimeoutType};
 use crate::generated::{v9, v84};
 use crate::retcode::{Refusal, ReturnCode};
-use crate::status::{Connection, ConnKey, Endpoint};
+use crate::status::{ConnKey, Connection, Endpoint};
 use crate::wire::DecodeError;
 use crate::wire::attr::{Attrs, Writer};
 
@@ -322,7 +322,9 @@ pub enum CommandError {
     },
     /// (8.4) One volume refused and the earlier ones could not all be put back: the volumes have
     /// different roles now. Read the status and repair.
-    #[error("{command}: volume {volume} refused ({cause}) and {not_undone:?} could not be put back")]
+    #[error(
+        "{command}: volume {volume} refused ({cause}) and {not_undone:?} could not be put back"
+    )]
     Mixed {
         /// The command.
         command: &'static str,

@@ -333,12 +333,27 @@ mod tests {
     fn s12_disk_states_are_read_by_the_table_of_the_abi() {
         use DiskState as D;
         let v84 = [
-            D::Diskless, D::Attaching, D::Failed, D::Negotiating, D::Inconsistent, D::Outdated,
-            D::DUnknown, D::Consistent, D::UpToDate,
+            D::Diskless,
+            D::Attaching,
+            D::Failed,
+            D::Negotiating,
+            D::Inconsistent,
+            D::Outdated,
+            D::DUnknown,
+            D::Consistent,
+            D::UpToDate,
         ];
         let v9 = [
-            D::Diskless, D::Attaching, D::Detaching, D::Failed, D::Negotiating, D::Inconsistent,
-            D::Outdated, D::DUnknown, D::Consistent, D::UpToDate,
+            D::Diskless,
+            D::Attaching,
+            D::Detaching,
+            D::Failed,
+            D::Negotiating,
+            D::Inconsistent,
+            D::Outdated,
+            D::DUnknown,
+            D::Consistent,
+            D::UpToDate,
         ];
         for (number, state) in (0..).zip(v84) {
             assert_eq!(D::from_wire(Abi::V84, number), state);

@@ -249,9 +249,10 @@ impl Model {
                 self.remove(&event.resource, &key);
                 Applied::Updated
             }
-            NotifyKind::Call | NotifyKind::Response | NotifyKind::Rename | NotifyKind::Unknown(_) => {
-                Applied::Ignored
-            }
+            NotifyKind::Call
+            | NotifyKind::Response
+            | NotifyKind::Rename
+            | NotifyKind::Unknown(_) => Applied::Ignored,
         }
     }
 
@@ -365,3 +366,7 @@ fn set_peer_device(
         peer.bitmap_uuid = stats.bitmap_uuid.or(peer.bitmap_uuid);
     }
 }
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;

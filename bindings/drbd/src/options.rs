@@ -269,12 +269,7 @@ pub(crate) fn s1_violations(status: &ResourceStatus) -> Vec<S1Violation> {
 
 fn resource_rules(status: &ResourceStatus, check: &mut Check<'_>) {
     let options = status.options.clone().unwrap_or_default();
-    check.must(
-        "on-no-data-accessible",
-        "suspend-io",
-        options.on_no_data,
-        OnNoData::SuspendIo,
-    );
+    check.must("on-no-data-accessible", "suspend-io", options.on_no_data, OnNoData::SuspendIo);
     if status.connections.is_empty() {
         check.must("connection", "configured", None, "configured");
     }

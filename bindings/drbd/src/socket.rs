@@ -16,6 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::abi::Abi;
 use crate::client::OpenError;
 use crate::commands::TransportError;
+use crate::wire::DecodeError;
 use crate::wire::attr::{Attrs, Writer};
 use crate::wire::message::{self, DUMP, Envelope, Frame, Message, REQUEST, user_header};
 use crate::wire::request::Request;
@@ -124,8 +125,8 @@ pub(crate) fn readable(socket: &Socket, deadline: Instant) -> Result<bool, Trans
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, so that a wait of less than a millisecond does not spin.
-        let timeout = PollTimeout::try_from(left + Duration::from_micros(999))
-            .unwrap_or(PollTimeout::MAX);
+        let timeout =
+            PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
             Ok(0) if Instant::now() >= deadline => return Ok(false),
@@ -134,6 +135,21 @@ pub(crate) fn readable(socket: &Socket, deadline: Instant) -> Result<bool, Trans
             Err(errno) => return Err(TransportError::Socket(errno as i32)),
         }
     }
+}
+
+/// Longest datagram expected: the kernel caps those of a dump at 32 KiB.
+const DATAGRAM: usize = 64 * 1024;
+
+/// One datagram of the kernel; anything another process sent is empty.
+pub(crate) fn datagram(socket: &Socket) -> Result<Vec<u8>, TransportError> {
+    let mut raw = Vec::with_capacity(DATAGRAM);
+    let flags = nix::libc::MSG_TRUNC;
+    let (length, sender) =
+        socket.recv_from(&mut raw, flags).map_err(|error| socket_error(&error))?;
+    if length > raw.len() {
+        return Err(DecodeError::Short(raw.len()).into());
+    }
+    Ok(if sender.port_number() == 0 { raw } else { Vec::new() })
 }
 
 impl Genl {
@@ -213,7 +229,7 @@ impl Genl {
         if !readable(&self.socket, deadline)? {
             return Err(TransportError::NoReply);
         }
-        let (raw, _) = self.socket.recv_from_full().map_err(|error| socket_error(&error))?;
+        let raw = datagram(&self.socket)?;
         for frame in Frame::split(&raw)? {
             if frame.seq != self.seq {
                 continue;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -147,24 +147,19 @@ impl Netns {
         })
     }
 
-    /// Starts `task` on a fresh thread inside the namespace. Returns once the thread has entered.
+    /// Starts `task` on a fresh thread inside the namespace. If the thread cannot enter, the task
+    /// does not run and joining gives the error.
     ///
     /// # Errors
-    /// [`NetError::Namespace`] if it cannot be entered.
+    /// [`NetError::Namespace`] if no thread can be started.
     pub fn spawn<T: Send + 'static>(
         &self,
         task: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<JoinHandle<T>> {
-        let (entered, wait) = mpsc::sync_channel(1);
-        let (go, started) = mpsc::sync_channel::<()>(1);
+    ) -> Result<JoinHandle<Result<T>>> {
         let here = self.clone();
         thread::Builder::new()
             .name(self.thread_name())
-            .spawn(move || {
-                let _ = entered.send(here.enter());
-                // The answer is in flight; the task starts at once when the way in was open.
-                task()
-            })
+            .spawn(move || here.enter().map(|()| task()))
             .map_err(|source| self.error("start a thread", source))
     }
 
@@ -197,5 +192,82 @@ impl Netns {
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Path of a name, if it is a plain file name.
+fn name_path(name: &str) -> Result<PathBuf> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > 255 || name.starts_with('.') || !name.bytes().all(plain) {
+        return Err(NetError::BadNamespaceName { name: name.into() });
+    }
+    Ok(Path::new(NAMESPACE_DIR).join(name))
+}
+
+/// Makes the directory a shared mount, so that names made in one mount namespace are seen, and
+/// can be removed, in the others (mount_namespaces(7)).
+fn prepare_directory() -> io::Result<()> {
+    let dir = Path::new(NAMESPACE_DIR);
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let share = || change(None, dir, MsFlags::MS_SHARED | MsFlags::MS_REC);
+    match share() {
+        // Not a mount point yet: bind it to itself first.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            change(Some(dir), dir, MsFlags::MS_BIND | MsFlags::MS_REC)?;
+            share()
+        }
+        other => other,
+    }
+}
+
+/// Serialises makers, nasd's and others', by the directory's lock.
+fn lock_directory() -> io::Result<Flock<File>> {
+    let until = Instant::now() + LOCK_LIMIT;
+    let mut file = File::open(NAMESPACE_DIR)?;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((_, errno)) if Instant::now() >= until => return Err(errno.into()),
+            Err((back, _)) => file = back,
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn place_file(path: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).append(true).mode(0o444).open(path).map(drop)
+}
+
+/// On a thread of its own: leaves for a new namespace and mounts it over `path`.
+fn mount_new(path: &Path) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    change(Some(Path::new("/proc/thread-self/ns/net")), path, MsFlags::MS_BIND)
+}
+
+fn change(source: Option<&Path>, target: &Path, flags: MsFlags) -> io::Result<()> {
+    mount(source, target, None::<&str>, flags, None::<&str>).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_name_never_leaves_the_directory(name in any::<String>()) {
+            if let Ok(path) = name_path(&name) {
+                prop_assert_eq!(path.parent(), Some(Path::new(NAMESPACE_DIR)));
+                prop_assert_eq!(path.file_name().and_then(|n| n.to_str()), Some(name.as_str()));
+            }
+        }
+    }
+
+    #[test]
+    fn dots_and_slashes_are_refused() {
+        for name in ["", ".", "..", "a/b", "/", "a b", "\0"] {
+            assert!(name_path(name).is_err(), "{name:?}");
+        }
+        assert!(name_path("nasd-vms.1").is_ok());
     }
 }

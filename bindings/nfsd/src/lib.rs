@@ -15,5 +15,6 @@ pub mod exports;
 pub mod netns;
 pub mod probe;
 pub mod records;
+mod urgent;
 
 pub use error::{Error, Result};

@@ -1,1 +1,16 @@
-//! nasctl: the operator's command (being written).
+//! `nasctl`: the operator's command.
+//!
+//! Owns what an operator sees and the exit codes; decides nothing about a service. Keeps S8 (a
+//! deadline on every wait) and S12: an answer that is missing, torn or unknown is reported as an
+//! unknown outcome, never as success. Rendering is pure (`status`, `moves`); `run` talks to nasd.
+
+pub mod args;
+pub mod client;
+pub mod json;
+pub mod moves;
+pub mod run;
+pub mod screen;
+pub mod status;
+pub mod text;
+
+pub use run::main;

@@ -364,8 +364,10 @@ pub struct ServerStatus {
     pub clients: Vec<ClientInfo>,
     /// Clients that must be let in when the server is started from the records as they are.
     pub recorded: usize,
-    /// Clients of the recovery set that have reclaimed.
+    /// Clients of the recovery set that have reclaimed; 0 outside grace.
     pub reclaimed: usize,
+    /// Clients of the recovery set that have not: grace waits for them. 0 outside grace.
+    pub awaited: usize,
     /// A volume's records are loaded.
     pub records_loaded: bool,
     /// The client tracker.

@@ -66,6 +66,15 @@ pub enum Refusal {
     /// No thread could be had; nothing was done.
     #[error("too many requests under way")]
     Overloaded,
+    /// The program failed while carrying the request out; how far it came is unknown: ask for
+    /// the state. A defect to be reported.
+    #[error("nasd-io failed inside {op}: {text}")]
+    Crashed {
+        /// Request.
+        op: String,
+        /// What was said.
+        text: String,
+    },
     /// Another file system is mounted there; it was left alone.
     #[error("{} carries {source_device} ({fstype})", target.display())]
     ForeignMount {

@@ -63,8 +63,7 @@ impl<'a> Frame<'a> {
         let seq = u32_at(rest, 8).ok_or(short)?;
         let claimed = usize::try_from(length).unwrap_or(usize::MAX);
         let left = rest.len();
-        let payload =
-            rest.get(NL..claimed).ok_or(DecodeError::Length { at: 0, claimed, left })?;
+        let payload = rest.get(NL..claimed).ok_or(DecodeError::Length { at: 0, claimed, left })?;
         Ok((Self { kind, seq, payload }, claimed))
     }
 

@@ -177,10 +177,7 @@ fn connection(abi: Abi, context: &Context, attrs: &Attrs<'_>) -> Result<Object, 
         let number = |kind| nest.get(kind).and_then(|attr| attr.u32());
         let state = number(t.conn_state).ok_or(DecodeError::Missing("conn_connection_state"))?;
         let role = number(t.conn_role).ok_or(DecodeError::Missing("conn_role"))?;
-        Ok(ConnectionInfo {
-            state: ConnState::from_wire(state),
-            peer_role: Role::from_wire(role),
-        })
+        Ok(ConnectionInfo { state: ConnState::from_wire(state), peer_role: Role::from_wire(role) })
     });
     Ok(Object::Connection {
         key: context.key(abi)?,

@@ -242,9 +242,8 @@ mod tests {
     #[test]
     fn disconnect_on_8_4_names_only_the_addresses() {
         let (my, peer) = ends();
-        let request = requests(Abi::V84)
-            .disconnect("r0", ConnKey::Only, Some((&my, &peer)), true)
-            .unwrap();
+        let request =
+            requests(Abi::V84).disconnect("r0", ConnKey::Only, Some((&my, &peer)), true).unwrap();
         let want = Context { my_addr: Some(my), peer_addr: Some(peer), ..Context::default() };
         assert_eq!(context(Abi::V84, &request), want);
         assert_eq!((request.cmd, request.minor), (11, None));
@@ -255,8 +254,7 @@ mod tests {
 
     #[test]
     fn disconnect_on_9_names_resource_and_peer_and_is_graceful_without_the_flag() {
-        let request =
-            requests(Abi::V9).disconnect("r0", ConnKey::Peer(2), None, false).unwrap();
+        let request = requests(Abi::V9).disconnect("r0", ConnKey::Peer(2), None, false).unwrap();
         let context = context(Abi::V9, &request);
         assert_eq!((context.resource.as_deref(), context.peer_node_id), (Some("r0"), Some(2)));
         let attrs = Attrs::parse(&request.attrs).unwrap();
@@ -270,8 +268,7 @@ mod tests {
         let spec = ConnectSpec::V84 { my_addr, peer_addr, net };
         let request = requests(Abi::V84).connect("r0", &spec).unwrap();
         let attrs = Attrs::parse(&request.attrs).unwrap();
-        let sent: Vec<u16> =
-            attrs.nest(5).unwrap().unwrap().iter().map(|attr| attr.kind).collect();
+        let sent: Vec<u16> = attrs.nest(5).unwrap().unwrap().iter().map(|attr| attr.kind).collect();
         assert_eq!(sent, [6, 9]);
         assert_eq!(context(Abi::V84, &request).resource.as_deref(), Some("r0"));
     }

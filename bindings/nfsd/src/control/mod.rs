@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::NetNs;
-use crate::{Error, Result};
+use crate::{Error, Result, urgent};
 
 pub use parse::{ClientInfo, PoolStats, VersionSet};
 
@@ -123,11 +123,15 @@ impl Server {
     ///
     /// The kernel takes both from the host name of the thread that writes (`nfsd_svc`), so a
     /// thread with a UTS namespace of its own does it; this works on every kernel.
-    /// Blocks for at least 100 ms: a fixed wait in `nfsd4_cld_tracking_init`.
-    pub fn start_threads(&self, count: u32, scope: &str) -> Result<()> {
+    /// With `cpu` from [`crate::cld::Tracker::cpu`] it usually takes a few milliseconds, else
+    /// at least 100: a wait in `nfsd4_cld_tracking_init` for a reader of the tracker pipe.
+    pub fn start_threads(&self, count: u32, scope: &str, cpu: Option<usize>) -> Result<()> {
         check_scope(scope)?;
         let file = self.file("threads");
         self.ns.run("nfsd-start", || {
+            if let Some(Err(error)) = cpu.map(urgent::bind_to) {
+                tracing::info!(%error, "starting thread not bound to the tracker's processor");
+            }
             files::take_hostname(scope)?;
             files::write(&file, &format!("{count}\n"))
         })?;
@@ -257,7 +261,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("threads"), "0\n").unwrap();
         let before = nix::unistd::gethostname().unwrap();
-        fake(dir.path()).start_threads(8, "scope-test").unwrap();
+        fake(dir.path()).start_threads(8, "scope-test", None).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("threads")).unwrap(), "8\n");
         assert_eq!(before, nix::unistd::gethostname().unwrap());
     }

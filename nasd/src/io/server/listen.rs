@@ -130,7 +130,7 @@ fn start(request: Request, shared: Arc<Shared>, writer: Arc<Mutex<UnixStream>>) 
     let work = move || {
         let name = request.op.name();
         let exiting = matches!(request.op, Op::Exit);
-        let outcome = shared.carry_out(request.op);
+        let outcome = guarded(name, || shared.carry_out(request.op));
         if let Err(refusal) = &outcome {
             tracing::warn!(op = name, id, %refusal, "refused");
         }
@@ -143,6 +143,18 @@ fn start(request: Request, shared: Arc<Shared>, writer: Arc<Mutex<UnixStream>>) 
     if thread::Builder::new().name("request".into()).spawn(work).is_err() {
         answer(&failed, id, Err(Refusal::Overloaded));
     }
+}
+
+/// A defect must not leave the caller without an answer.
+fn guarded(
+    op: &str,
+    work: impl FnOnce() -> Result<super::Answer, Refusal>,
+) -> Result<super::Answer, Refusal> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|cause| {
+        let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| cause.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(Refusal::Crashed { op: op.into(), text })
+    })
 }
 
 fn answer(writer: &Mutex<UnixStream>, id: u64, outcome: Result<super::Answer, Refusal>) {
@@ -177,6 +189,13 @@ mod tests {
         let _listener = bind(&socket).unwrap();
         assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&socket).unwrap();
+    }
+
+    #[test]
+    fn a_defect_becomes_an_answer() {
+        let outcome = guarded("canary", || panic!("broken"));
+        let Err(Refusal::Crashed { op, text }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((op.as_str(), text.as_str()), ("canary", "broken"));
     }
 
     #[test]

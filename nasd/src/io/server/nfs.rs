@@ -204,7 +204,9 @@ impl Nfs {
             return Err(Refusal::TrackingFailed { text });
         }
         let before = self.tracker.status();
-        self.server.start_threads(threads, &self.setup.scope).map_err(at("starting threads"))?;
+        self.server
+            .start_threads(threads, &self.setup.scope, self.tracker.cpu())
+            .map_err(at("starting threads"))?;
         let after = self.tracker.status();
         let failed = |text: &str| Err(Refusal::TrackingFailed { text: text.into() });
         if after.failures != before.failures {
@@ -253,6 +255,7 @@ impl Nfs {
             grace_over: server.grace_over().map_err(at("reading grace"))?,
             packets: pools.map_err(at("reading the counters"))?.iter().map(|p| p.packets).sum(),
             clients: clients.map_err(at("reading the clients"))?,
+            awaited: snapshot.as_ref().map_or(0, |s| s.recovery.len() - s.reclaimed()),
             recorded: snapshot.as_ref().map_or(0, Snapshot::recorded),
             reclaimed: snapshot.as_ref().map_or(0, Snapshot::reclaimed),
             records_loaded: snapshot.is_some(),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -123,8 +123,8 @@ impl Volume {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&dir, CANARY, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| self.refuse("opening the canary", e))?;
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let mut page = format!("{}.{:09}\n", now.tv_sec, now.tv_nsec).into_bytes();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut page = format!("{}.{:09}\n", now.as_secs(), now.subsec_nanos()).into_bytes();
         page.resize(CANARY_LEN, b' ');
         rustix::io::pwrite(&file, &page, 0)
             .and_then(|_| rustix::fs::fdatasync(&file))

@@ -1,0 +1,416 @@
+//! Everything a service's task can reach: the kernel, nasd-io, the coordinator, the peer.
+//!
+//! Owns no decision. Every call has a deadline (S8); what cannot be read is told as unknown (S12).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nasd_net::MonotonicInstant;
+use nasd_proto::{Endpoint, HeartbeatRequest, ServiceBeat};
+use tokio::sync::watch;
+
+use super::drbd::{self, Resource};
+use super::network::Network;
+use super::right::{Keeper, Right, Wish};
+use super::task::{SharedCoordinator, cas_result, versioned};
+use crate::api::status::ServiceStatus;
+use crate::config::{RightConfig, ServiceConfig};
+use crate::coordinator::LastSeen;
+use crate::core::machine::{CasResult, Event};
+use crate::core::record::{NodeName, Phase, Record};
+use crate::core::step::StepError;
+use crate::core::view::{DrbdView, Leftovers};
+use crate::io::{Answer, CallError, Client, Launcher, Op};
+use crate::observe::timeline::Timeline;
+use crate::peer::link::Link;
+
+/// Time for what nasd-io answers from memory or `/proc`.
+const QUICK: Duration = Duration::from_secs(2);
+
+/// The hands of one service.
+pub struct Hands {
+    /// This node.
+    pub me: NodeName,
+    /// The other node.
+    pub peer: NodeName,
+    /// The service's configuration.
+    pub service: ServiceConfig,
+    /// Digest of what must be equal on both nodes.
+    pub config_digest: String,
+    /// TTL, heartbeat, lifetimes.
+    pub right: RightConfig,
+    /// The consensus store.
+    pub coordinator: SharedCoordinator,
+    /// The last record seen, on this node's disk (S12).
+    pub last_seen: LastSeen,
+    /// Calls to the other nasd.
+    pub peer_link: Link,
+    /// Namespace, addresses, frames.
+    pub network: Arc<Network>,
+    /// DRBD.
+    pub drbd: Arc<Resource>,
+    /// The gate with its epoch.
+    pub keeper: Arc<Mutex<Keeper>>,
+    /// What the core wants of the right.
+    pub wish: watch::Sender<Option<Wish>>,
+    /// What was granted.
+    pub granted: watch::Receiver<Option<Right>>,
+    /// Listeners of a move.
+    pub timeline: Timeline,
+    /// Starts or finds nasd-io.
+    pub launcher: Launcher,
+    /// The connection to it.
+    pub io: tokio::sync::Mutex<Option<Client>>,
+    /// Clients' connections as last seen.
+    pub clients: Mutex<Vec<nasd_net::sockets::Connection>>,
+    /// The record as the core has it, for those who must not wait for the task (S10).
+    pub record: watch::Sender<Option<Record>>,
+    /// When the addresses' lifetimes were refreshed last.
+    pub addressed_at: Mutex<Option<Instant>>,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hands {
+    // ---- nasd-io -----------------------------------------------------------------------------
+
+    /// One call to nasd-io; a lost process is found or started again once.
+    ///
+    /// # Errors
+    /// [`CallError`]; `Gone` when there is no process to talk to.
+    pub async fn io_call(&self, op: Op, limit: Duration) -> Result<Answer, CallError> {
+        let name = op.name();
+        let client = self.io_client(limit).await.ok_or(CallError::Gone { op: name })?;
+        client.call(op, limit).await
+    }
+
+    async fn io_client(&self, limit: Duration) -> Option<Client> {
+        let mut slot = self.io.lock().await;
+        if let Some(client) = slot.as_ref().filter(|c| c.is_connected()) {
+            return Some(client.clone());
+        }
+        match self.launcher.connect(limit).await {
+            Ok(client) => {
+                *slot = Some(client.clone());
+                drop(slot);
+                if let Err(error) = self.set_up_server(&client).await {
+                    tracing::warn!(%error, "the NFS server could not be prepared");
+                }
+                Some(client)
+            }
+            Err(error) => {
+                tracing::error!(%error, service = self.service.name, "no nasd-io");
+                None
+            }
+        }
+    }
+
+    async fn set_up_server(&self, client: &Client) -> Result<(), CallError> {
+        let op = Op::ServerSetup(super::steps::setup_of(&self.service));
+        client.call(op, Duration::from_secs(10)).await.map(drop)
+    }
+
+    /// `syncfs` on every mounted volume; how long it took.
+    ///
+    /// # Errors
+    /// When a volume cannot be written back in time.
+    pub async fn sync_all(&self) -> Result<Duration, StepError> {
+        let start = Instant::now();
+        for fs in &self.service.filesystems {
+            let op = Op::SyncFs { target: self.service.mountpoint(fs) };
+            let done = self.io_call(op, Duration::from_secs(15)).await;
+            done.map_err(|e| super::steps::refused("sync", &e))?;
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Who uses the volumes, as `name (pid)`; `None` when it could not be determined.
+    pub async fn holders(&self) -> Option<Vec<String>> {
+        let mut all = Vec::new();
+        for fs in &self.service.filesystems {
+            let op = Op::Holders { target: self.service.mountpoint(fs) };
+            match self.io_call(op, Duration::from_secs(5)).await.ok()? {
+                Answer::Holders { holders } => all.extend(holders.iter().map(super::steps::holder)),
+                _ => return None,
+            }
+        }
+        all.sort();
+        all.dedup();
+        Some(all)
+    }
+
+    /// Whether every mount point is free (or, on the owner, taken by its own device).
+    pub async fn foreign_mounts(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for fs in &self.service.filesystems {
+            let target = self.service.mountpoint(fs);
+            let op = Op::MountState { target: target.clone() };
+            match self.io_call(op, QUICK).await {
+                Ok(Answer::MountState { mount: None }) => {}
+                Ok(Answer::MountState { mount: Some(m) }) => {
+                    found.push(format!("{} carries {} ({})", target.display(), m.source, m.fstype));
+                }
+                Ok(_) => found.push(format!("{}: not understood", target.display())),
+                Err(error) => found.push(format!("{}: {error}", target.display())),
+            }
+        }
+        found
+    }
+
+    /// What a former life has left (S9).
+    pub async fn leftovers(&self) -> Leftovers {
+        let mut left = Leftovers { all_mounted: true, ..Leftovers::default() };
+        for fs in &self.service.filesystems {
+            let op = Op::MountState { target: self.service.mountpoint(fs) };
+            let there = matches!(
+                self.io_call(op, QUICK).await,
+                Ok(Answer::MountState { mount: Some(_) }) | Err(_)
+            );
+            left.mounted |= there;
+            left.all_mounted &= there;
+        }
+        if let Ok(Answer::Status(status)) = self.io_call(Op::ServerStatus, QUICK).await {
+            left.serving_threads = status.threads > 0;
+        }
+        let network = Arc::clone(&self.network);
+        left.addressed = blocking(move || network.addressed()).await.unwrap_or(true);
+        left
+    }
+
+    // ---- coordinator -------------------------------------------------------------------------
+
+    /// A linearizable read, judged against the last record that this node saw.
+    pub async fn read_record(&self) -> Event {
+        let read = match self.coordinator.read(&self.service.name).await {
+            Ok(read) => read,
+            Err(error) => return Event::RecordUnreadable(error.to_string()),
+        };
+        match self.last_seen.judge_and_store(read.as_ref()).await {
+            Ok(()) => Event::Record(read.map(versioned)),
+            Err(reason) => Event::RecordUnreadable(reason),
+        }
+    }
+
+    /// The record, freshly read, or nothing.
+    pub async fn fresh_record(&self) -> Option<Record> {
+        match self.read_record().await {
+            Event::Record(Some(v)) => Some(v.record),
+            _ => None,
+        }
+    }
+
+    /// A compare-and-set (or the creation of a new record).
+    pub async fn write_record(&self, expected: Option<i64>, record: Record) -> CasResult {
+        let name = &self.service.name;
+        let answer = match expected {
+            Some(revision) => self.coordinator.compare_and_set(name, revision, &record).await,
+            None => self.coordinator.create(name, &record).await,
+        };
+        let result = cas_result(answer);
+        if let CasResult::Won { revision } = &result {
+            let stored = crate::coordinator::Versioned { record, revision: *revision };
+            if let Err(error) = self.last_seen.judge_and_store(Some(&stored)).await {
+                tracing::error!(error, "the record could not be kept on this node's disk");
+            }
+        }
+        result
+    }
+
+    /// Shows the core's record to those who must not wait for the task.
+    pub fn publish_record(&self, record: Option<&Record>) {
+        self.record.send_if_modified(|old| {
+            let changed = old.as_ref() != record;
+            if changed {
+                *old = record.cloned();
+            }
+            changed
+        });
+    }
+
+    // ---- the right ---------------------------------------------------------------------------
+
+    /// How often the right is asked for.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        self.right.heartbeat
+    }
+
+    /// How long a grant lives from its request.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.right.ttl
+    }
+
+    /// Writes a grant's deadline into the gate and, now and then, renews the addresses' lifetimes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn refresh_gate(&self, right: Right) -> Result<(), nasd_net::NetError> {
+        lock(&self.keeper).refresh(right)?;
+        let due = lock(&self.addressed_at).is_some_and(|at| at.elapsed() > self.right.valid_lft / 4);
+        if due {
+            *lock(&self.addressed_at) = Some(Instant::now());
+            let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = network.add_addresses(lifetime) {
+                    tracing::error!(%error, "the addresses' lifetimes could not be renewed");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the peer consents to this node's right in that epoch.
+    pub async fn peer_consents(&self, epoch: u64) -> bool {
+        let beat = ServiceBeat {
+            service: self.service.name.clone(),
+            epoch,
+            wants_right: true,
+            gate_open: self.gate_left().is_some(),
+            connections: Vec::new(),
+            config_digest: self.config_digest.clone(),
+            drbd_violations: Vec::new(),
+        };
+        let request =
+            HeartbeatRequest { node: self.me.0.clone(), sequence: 0, services: vec![beat] };
+        let Ok(reply) = self.peer_link.heartbeat(request).await else { return false };
+        reply
+            .services
+            .iter()
+            .any(|s| s.service == self.service.name && s.epoch == epoch && s.consents)
+    }
+
+    /// Whether a linearizable read of the record still names this node in that epoch.
+    pub async fn record_consents(&self, epoch: u64) -> bool {
+        let Ok(Some(stored)) = self.coordinator.read(&self.service.name).await else {
+            return false;
+        };
+        let record = stored.record;
+        let leaves = matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me);
+        record.epoch == epoch && (record.authority() == Some(&self.me) || leaves)
+    }
+
+    /// Time left until the gate shuts; `None`: shut or unknown.
+    #[must_use]
+    pub fn gate_left(&self) -> Option<Duration> {
+        let state = lock(&self.keeper).read().ok()?;
+        let now = MonotonicInstant::now();
+        state.egress.is_open(now).then(|| state.egress.left(now))
+    }
+
+    // ---- clients -----------------------------------------------------------------------------
+
+    /// Reads the established connections and remembers them; keeps the old list if none is read.
+    pub async fn refresh_connections(&self) {
+        let network = Arc::clone(&self.network);
+        if let Some(list) = blocking(move || network.connections()).await {
+            *lock(&self.clients) = list;
+        }
+    }
+
+    /// Remembers connections that the peer told.
+    pub fn remember_clients(&self, endpoints: &[Endpoint]) {
+        let parsed = endpoints.iter().filter_map(|e| {
+            let (local, peer) = (e.local.parse().ok()?, e.peer.parse().ok()?);
+            Some(nasd_net::sockets::Connection { local, peer })
+        });
+        *lock(&self.clients) = parsed.collect();
+    }
+
+    /// The remembered connections for the wire.
+    #[must_use]
+    pub fn known_endpoints(&self) -> Vec<Endpoint> {
+        let clients = lock(&self.clients);
+        clients
+            .iter()
+            .map(|c| Endpoint { local: c.local.to_string(), peer: c.peer.to_string() })
+            .collect()
+    }
+
+    /// The remembered clients.
+    #[must_use]
+    pub fn known_clients(&self) -> Vec<SocketAddr> {
+        lock(&self.clients).iter().map(|c| c.peer).collect()
+    }
+
+    /// Clients that are connected now.
+    pub async fn connected_clients(&self) -> Vec<SocketAddr> {
+        let network = Arc::clone(&self.network);
+        let list = blocking(move || network.connections()).await.unwrap_or_default();
+        list.into_iter().map(|c| c.peer).collect()
+    }
+
+    /// Addresses of clients, for filling the export caches ahead.
+    #[must_use]
+    pub fn known_client_addresses(&self) -> Vec<IpAddr> {
+        let mut all: Vec<_> = self.known_clients().iter().map(|c| c.ip().to_canonical()).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    // ---- state -------------------------------------------------------------------------------
+
+    /// DRBD as last seen.
+    #[must_use]
+    pub fn drbd_view(&self) -> DrbdView {
+        self.drbd.seen().as_ref().map(drbd::view).unwrap_or_default()
+    }
+
+    /// DRBD options that break S1.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.drbd.violations()
+    }
+
+    /// The status document's entry, without what only the core knows.
+    pub async fn status(&self) -> ServiceStatus {
+        let server = match self.io_call(Op::ServerStatus, QUICK).await {
+            Ok(Answer::Status(status)) => Some(status),
+            _ => None,
+        };
+        let left = self.gate_left();
+        let drbd = self.drbd.document().map(|mut d| {
+            d.violations = self.violations();
+            d
+        });
+        ServiceStatus {
+            service: self.service.name.clone(),
+            stage: String::new(),
+            problem: None,
+            record: None,
+            drbd,
+            addresses: self.service.addresses.iter().map(ToString::to_string).collect(),
+            exports: self.service.filesystems.iter().map(|f| f.export.clone()).collect(),
+            gate_open: left.is_some(),
+            gate_left_ms: left
+                .filter(|l| *l < Duration::from_secs(86_400))
+                .map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
+            threads: server.as_ref().map(|s| s.threads),
+            in_grace: server.as_ref().map(|s| s.threads > 0 && !s.grace_over),
+            clients: self.connected_clients().await.iter().map(ToString::to_string).collect(),
+            last_move: None,
+        }
+    }
+}
+
+/// Runs a call that may block on a thread for it; `None` when it failed.
+pub(super) async fn blocking<T, E>(
+    task: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Option<T>
+where
+    T: Send + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    match tokio::task::spawn_blocking(task).await {
+        Ok(Ok(value)) => Some(value),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the kernel did not answer as expected");
+            None
+        }
+        Err(_) => None,
+    }
+}

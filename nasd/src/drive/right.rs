@@ -1,0 +1,143 @@
+//! The keeper of the right to serve: asks for it, and turns every grant into an absolute deadline.
+//!
+//! Keeps S4: the deadline is counted from when the request was *sent*; the gate is only refreshed
+//! while it has been armed for the same epoch, under one lock with its closing. A task of its own, so
+//! that nothing a step does can delay a refresh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nasd_net::gate::{Deadline, Gate, GateState, Which};
+use nasd_net::monotonic::MonotonicInstant;
+use tokio::sync::watch;
+
+use super::failpoint;
+use super::hands::Hands;
+use crate::core::right::Grant;
+
+/// What the core wants: the right for an epoch, without expiry if this node alone is current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// The record's epoch.
+    pub epoch: u64,
+    /// Nobody else may take over.
+    pub sole_current: bool,
+}
+
+/// A right that was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Right {
+    /// For this epoch only.
+    pub epoch: u64,
+    /// Until then.
+    pub deadline: Deadline,
+}
+
+/// The gate together with the epoch for which it may be open.
+#[derive(Debug)]
+pub struct Keeper {
+    gate: Gate,
+    armed: Option<u64>,
+}
+
+impl Keeper {
+    /// A gate as it was found or made; not armed.
+    pub fn new(gate: Gate) -> Self {
+        Self { gate, armed: None }
+    }
+
+    /// Opens for an epoch, with a right of that epoch.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write; the gate is then as it was.
+    pub fn open(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
+        self.armed = Some(right.epoch);
+        self.gate.set(Which::Both, right.deadline)
+    }
+
+    /// Renews the deadline, only while armed for the right's epoch.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn refresh(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
+        if self.armed == Some(right.epoch) { self.gate.set(Which::Both, right.deadline) } else { Ok(()) }
+    }
+
+    /// Shuts one direction or both; no refresh opens it again.
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn close(&mut self, which: Which) -> Result<(), nasd_net::NetError> {
+        self.armed = None;
+        self.gate.close(which)
+    }
+
+    /// As it stands in the kernel.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn read(&self) -> Result<GateState, nasd_net::NetError> {
+        self.gate.read()
+    }
+}
+
+/// Asks for the right as long as somebody wants it. Ends with the service's task.
+pub async fn keep(
+    hands: Arc<Hands>,
+    mut wish: watch::Receiver<Option<Wish>>,
+    granted: watch::Sender<Option<Right>>,
+) {
+    loop {
+        let wanted = *wish.borrow_and_update();
+        if let Some(wanted) = wanted {
+            renew(&hands, wanted, &granted).await;
+        } else {
+            granted.send_replace(None);
+        }
+        let pause = tokio::time::sleep(hands.heartbeat());
+        tokio::select! {
+            () = pause => {}
+            changed = wish.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn renew(hands: &Hands, wanted: Wish, granted: &watch::Sender<Option<Right>>) {
+    let requested = MonotonicInstant::now();
+    let Some(grant) = ask(hands, wanted).await else { return };
+    let deadline = match grant {
+        Grant::SoleCurrent => Deadline::NEVER,
+        Grant::Peer | Grant::Record => Deadline::after(requested, hands.ttl()),
+    };
+    let right = Right { epoch: wanted.epoch, deadline };
+    failpoint::hit("right-before-refresh");
+    if let Err(error) = hands.refresh_gate(right) {
+        tracing::error!(%error, "the gate could not be refreshed; it shuts by itself");
+    }
+    granted.send_replace(Some(right));
+}
+
+/// The peer first: it costs one packet. The coordinator only when the peer does not consent.
+async fn ask(hands: &Hands, wanted: Wish) -> Option<Grant> {
+    if wanted.sole_current {
+        return Some(Grant::SoleCurrent);
+    }
+    if hands.peer_consents(wanted.epoch).await {
+        return Some(Grant::Peer);
+    }
+    hands.record_consents(wanted.epoch).await.then_some(Grant::Record)
+}
+
+/// The right for an epoch, waited for at most that long.
+pub async fn wait_for(
+    granted: &watch::Receiver<Option<Right>>,
+    epoch: u64,
+    limit: Duration,
+) -> Option<Right> {
+    let mut granted = granted.clone();
+    let fresh = |right: &Option<Right>| {
+        right.is_some_and(|r| r.epoch == epoch && r.deadline.is_open(MonotonicInstant::now()))
+    };
+    let found = tokio::time::timeout(limit, granted.wait_for(fresh)).await;
+    found.ok()?.ok().and_then(|r| *r)
+}

@@ -1,0 +1,417 @@
+//! Executes the core's steps. Each is idempotent: on a node where it has been done it succeeds and
+//! changes nothing (S9).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nasd_net::gate::Which;
+use nasd_nfsd::exports::Export;
+
+use super::failpoint;
+use super::hands::{Hands, blocking, lock};
+use super::right;
+use crate::config::{FilesystemConfig, ServiceConfig};
+use crate::core::machine::StepContext;
+use crate::core::step::{DRAIN, Proof, Step, StepError};
+use crate::io::{Answer, CallError, Holder, Marker, Op, Refusal, Setup};
+
+type StepResult = Result<Option<u64>, StepError>;
+
+/// Repeats of the tickle after the first, milliseconds after opening (design section 5).
+const TICKLES_MS: [u64; 5] = [20, 50, 100, 200, 400];
+/// Repeats of the announcement.
+const ANNOUNCEMENTS_MS: [u64; 2] = [50, 200];
+
+/// A refusal of nasd-io as a step's error.
+#[must_use]
+pub fn refused(step: &'static str, error: &CallError) -> StepError {
+    match error {
+        CallError::Deadline { after, .. } => StepError::Deadline {
+            step,
+            after_ms: u64::try_from(after.as_millis()).unwrap_or(u64::MAX),
+        },
+        CallError::Refused { refusal, .. } => refusal_of(step, refusal),
+        _ => StepError::Refused { step, reason: error.to_string() },
+    }
+}
+
+fn refusal_of(step: &'static str, refusal: &Refusal) -> StepError {
+    match refusal {
+        Refusal::Busy { target, holders, .. } => StepError::Busy {
+            path: target.display().to_string(),
+            holders: holders.iter().map(holder).collect(),
+        },
+        Refusal::ForeignMount { .. } | Refusal::MountedElsewhere { .. } => {
+            StepError::WrongVolume { reason: refusal.to_string() }
+        }
+        _ => StepError::Refused { step, reason: refusal.to_string() },
+    }
+}
+
+/// A holder in words.
+#[must_use]
+pub fn holder(holder: &Holder) -> String {
+    match holder.pid {
+        Some(pid) => format!("{} ({pid})", holder.name),
+        None => format!("{} ({:?})", holder.name, holder.kind),
+    }
+}
+
+/// The NFS server's settings.
+#[must_use]
+pub fn setup_of(service: &ServiceConfig) -> Setup {
+    let seconds = |d: Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
+    Setup {
+        scope: service.scope().to_owned(),
+        lease_s: seconds(service.lease),
+        grace_s: seconds(service.grace),
+        port: super::network::NFS_PORT,
+        control_dir: service.run_dir().join("nfsd"),
+        pipefs_dir: service.run_dir().join("rpc_pipefs"),
+        pseudo_root: service.pseudo_root(),
+    }
+}
+
+fn kernel(step: Step) -> impl Fn(nasd_net::NetError) -> StepError {
+    move |error| StepError::Refused { step: step.name(), reason: error.to_string() }
+}
+
+impl Hands {
+    /// Executes one step and tells the timeline.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    pub async fn run(&self, step: Step, context: StepContext) -> StepResult {
+        let (began, start) = (SystemTime::now(), Instant::now());
+        failpoint::hit(&format!("before:{step}"));
+        let result = self.perform(step, &context).await;
+        let took = start.elapsed();
+        let detail = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        self.timeline.step(&self.me.0, step.name(), began, took, detail.clone());
+        match &result {
+            Ok(_) => tracing::info!(service = self.service.name, step = step.name(), ?took, "done"),
+            Err(_) => tracing::warn!(service = self.service.name, step = step.name(), ?took, detail, "failed"),
+        }
+        failpoint::hit(&format!("step:{step}"));
+        result
+    }
+
+    async fn perform(&self, step: Step, context: &StepContext) -> StepResult {
+        match step {
+            Step::CloseInbound => self.close_inbound().await,
+            Step::Drain => self.drain().await,
+            Step::CloseOutbound => self.close_outbound().await,
+            Step::StopThreads => self.stop_threads().await,
+            Step::Sync => self.sync_mounted().await,
+            Step::Unmount => self.unmount().await,
+            Step::Demote => self.demote().await,
+            Step::Promote => self.promote(context).await,
+            Step::Mount => self.mount().await,
+            Step::Marker => return self.marker(context).await,
+            Step::StartThreads => self.start_threads(context).await,
+            Step::Probe => self.probe().await,
+            Step::OpenGate => self.open_gate(context).await,
+            Step::Tickle => self.tickle(),
+        }
+        .map(|()| None)
+    }
+
+    // ---- close -------------------------------------------------------------------------------
+
+    async fn close_inbound(&self) -> Result<(), StepError> {
+        lock(&self.keeper).close(Which::Ingress).map_err(kernel(Step::CloseInbound))?;
+        self.refresh_connections().await;
+        Ok(())
+    }
+
+    /// Calls that were executed must be answered, or rename and remove run twice (S5). The server's
+    /// sockets tell when nothing waits to be sent any more.
+    async fn drain(&self) -> Result<(), StepError> {
+        let until = Instant::now() + DRAIN;
+        let mut quiet = 0;
+        while Instant::now() < until && quiet < 2 {
+            let network = Arc::clone(&self.network);
+            let idle = blocking(move || network.is_idle()).await.unwrap_or(false);
+            quiet = if idle { quiet + 1 } else { 0 };
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+        Ok(())
+    }
+
+    async fn close_outbound(&self) -> Result<(), StepError> {
+        lock(&self.keeper).close(Which::Both).map_err(kernel(Step::CloseOutbound))?;
+        *lock(&self.addressed_at) = None;
+        let network = Arc::clone(&self.network);
+        blocking(move || network.delete_addresses()).await.ok_or_else(|| StepError::Refused {
+            step: Step::CloseOutbound.name(),
+            reason: "an address could not be deleted".into(),
+        })
+    }
+
+    async fn stop_threads(&self) -> Result<(), StepError> {
+        let limit = Step::StopThreads.deadline();
+        self.io_call(Op::IgnoreRemovals { ignore: true }, limit)
+            .await
+            .map_err(|e| refused("threads-0", &e))?;
+        let stopped = self.io_call(Op::ServerStop, limit).await;
+        stopped.map(drop).map_err(|e| refused("threads-0", &e))
+    }
+
+    async fn sync_mounted(&self) -> Result<(), StepError> {
+        for fs in &self.service.filesystems {
+            let op = Op::SyncFs { target: self.service.mountpoint(fs) };
+            match self.io_call(op, Step::Sync.deadline()).await {
+                Ok(_) => {}
+                Err(e) if matches!(e.refusal(), Some(Refusal::NotMounted { .. })) => {}
+                Err(e) => return Err(refused("sync", &e)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn unmount(&self) -> Result<(), StepError> {
+        let limit = Step::Unmount.deadline();
+        let deadline_ms = u64::try_from(limit.as_millis()).unwrap_or(1000) - 300;
+        for fs in self.service.filesystems.iter().rev() {
+            let op = Op::Unmount { target: self.service.mountpoint(fs), deadline_ms };
+            self.io_call(op, limit).await.map_err(|e| refused("umount", &e))?;
+        }
+        Ok(())
+    }
+
+    async fn demote(&self) -> Result<(), StepError> {
+        let drbd = Arc::clone(&self.drbd);
+        on_thread(Step::Demote, move || drbd.demote(Step::Demote.deadline())).await
+    }
+
+    // ---- open --------------------------------------------------------------------------------
+
+    async fn promote(&self, context: &StepContext) -> Result<(), StepError> {
+        let released = match context.proof {
+            None => {
+                let reason = "the core gave no proof".to_owned();
+                return Err(StepError::ProofGone { reason });
+            }
+            Some(Proof::AlreadyPrimary) => return Ok(()),
+            Some(Proof::Released) => true,
+            Some(Proof::SoleCurrent) => false,
+        };
+        let drbd = Arc::clone(&self.drbd);
+        on_thread(Step::Promote, move || drbd.promote(released, Step::Promote.deadline())).await
+    }
+
+    async fn mount(&self) -> Result<(), StepError> {
+        for fs in &self.service.filesystems {
+            let device = self.drbd.device(fs.volume).ok_or_else(|| StepError::Refused {
+                step: Step::Mount.name(),
+                reason: format!("DRBD has no volume {}", fs.volume),
+            })?;
+            let op = Op::Mount {
+                device,
+                fstype: fs.fstype.as_str().to_owned(),
+                options: fs.options.clone(),
+                target: self.service.mountpoint(fs),
+            };
+            self.io_call(op, Step::Mount.deadline()).await.map_err(|e| refused("mount", &e))?;
+        }
+        Ok(())
+    }
+
+    /// S2: the marker must be of this service and not older than the record; then this opening's is
+    /// written, on every volume.
+    async fn marker(&self, context: &StepContext) -> StepResult {
+        let mut generation = context.generation;
+        for fs in &self.service.filesystems {
+            generation = generation.max(self.check_marker(fs, context).await?);
+        }
+        let next = generation + 1;
+        for fs in &self.service.filesystems {
+            let marker = Marker {
+                service: self.service.name.clone(),
+                epoch: context.epoch,
+                generation: next,
+                node: self.me.0.clone(),
+            };
+            let op = Op::WriteMarker { target: self.service.mountpoint(fs), marker };
+            self.io_call(op, Step::Marker.deadline()).await.map_err(|e| refused("marker", &e))?;
+        }
+        Ok(Some(next))
+    }
+
+    async fn check_marker(
+        &self,
+        fs: &FilesystemConfig,
+        context: &StepContext,
+    ) -> Result<u64, StepError> {
+        let target = self.service.mountpoint(fs);
+        let op = Op::ReadMarker { target: target.clone() };
+        let answer = self.io_call(op, Step::Marker.deadline()).await;
+        let found = match answer.map_err(|e| refused("marker", &e))? {
+            Answer::Marker { marker } => marker,
+            _ => None,
+        };
+        judge_marker(&self.service.name, found.as_ref(), context)
+            .map_err(|reason| StepError::WrongVolume { reason: format!("{}: {reason}", target.display()) })
+    }
+
+    async fn start_threads(&self, context: &StepContext) -> Result<(), StepError> {
+        let exports = self.service.filesystems.iter().map(|fs| export_of(&self.service, fs)).collect();
+        let Some(first) = self.service.filesystems.first() else { return Ok(()) };
+        let op = Op::ServerStart {
+            threads: u32::from(self.service.threads),
+            exports,
+            records_mount: self.service.mountpoint(first),
+            allow_empty_new: context.generation == 0,
+            known_clients: self.known_client_addresses(),
+        };
+        let answer = self.io_call(op, Step::StartThreads.deadline()).await;
+        if let Answer::Started(report) = answer.map_err(|e| refused("threads", &e))? {
+            tracing::info!(?report, "NFS server started");
+        }
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<(), StepError> {
+        let limit = Step::Probe.deadline();
+        let deadline_ms = u64::try_from(limit.as_millis()).unwrap_or(1000) - 500;
+        for fs in &self.service.filesystems {
+            let export = fs.export.trim_start_matches('/').to_owned();
+            let op = Op::Probe { export, deadline_ms };
+            self.io_call(op, limit).await.map_err(|e| refused("probe", &e))?;
+        }
+        Ok(())
+    }
+
+    /// The last step before clients come: only with a right of this epoch, counted from its request.
+    async fn open_gate(&self, context: &StepContext) -> Result<(), StepError> {
+        let limit = Step::OpenGate.deadline().saturating_sub(Duration::from_millis(500));
+        let Some(right) = right::wait_for(&self.granted, context.epoch, limit).await else {
+            let reason = "neither the peer nor the coordinator granted the right to serve".to_owned();
+            return Err(StepError::Refused { step: Step::OpenGate.name(), reason });
+        };
+        *lock(&self.addressed_at) = Some(Instant::now());
+        let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);
+        let keeper = Arc::clone(&self.keeper);
+        on_thread(Step::OpenGate, move || {
+            network.add_addresses(lifetime).map_err(kernel(Step::OpenGate))?;
+            lock(&keeper).open(right).map_err(kernel(Step::OpenGate))?;
+            network.announce().map_err(kernel(Step::OpenGate))
+        })
+        .await
+    }
+
+    /// The first tickle now, the rest in the background: nobody waits for them.
+    fn tickle(&self) -> Result<(), StepError> {
+        let clients = lock(&self.clients).clone();
+        let network = Arc::clone(&self.network);
+        std::thread::spawn(move || {
+            let start = Instant::now();
+            network.tickle(&clients, false);
+            let mut plan: Vec<(u64, bool)> = TICKLES_MS.iter().map(|ms| (*ms, true)).collect();
+            plan.extend(ANNOUNCEMENTS_MS.iter().map(|ms| (*ms, false)));
+            plan.sort_unstable();
+            for (ms, tickle) in plan {
+                let due = Duration::from_millis(ms);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                if tickle {
+                    let missing = network.not_connected(&clients);
+                    network.tickle(&missing, true);
+                } else if let Err(error) = network.announce() {
+                    tracing::warn!(%error, "the announcement could not be repeated");
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+async fn on_thread<T: Send + 'static>(
+    step: Step,
+    task: impl FnOnce() -> Result<T, StepError> + Send + 'static,
+) -> Result<T, StepError> {
+    match tokio::task::spawn_blocking(task).await {
+        Ok(result) => result,
+        Err(error) => Err(StepError::Refused { step: step.name(), reason: error.to_string() }),
+    }
+}
+
+/// Whether a volume's marker fits the record; the generation it has.
+///
+/// # Errors
+/// What does not fit, in words.
+pub fn judge_marker(
+    service: &str,
+    found: Option<&Marker>,
+    context: &StepContext,
+) -> Result<u64, String> {
+    let Some(marker) = found else {
+        if context.generation == 0 {
+            return Ok(0);
+        }
+        return Err(format!(
+            "no marker, but the record says generation {}: this is not the service's volume",
+            context.generation
+        ));
+    };
+    if marker.service != service {
+        return Err(format!("the marker is of service {}", marker.service));
+    }
+    if marker.generation < context.generation {
+        return Err(format!(
+            "the data is of generation {}, the record says {}: this replica is stale",
+            marker.generation, context.generation
+        ));
+    }
+    if marker.epoch > context.epoch {
+        return Err(format!(
+            "the marker is of epoch {}, the record of {}: the coordinator was restored or replaced",
+            marker.epoch, context.epoch
+        ));
+    }
+    Ok(marker.generation)
+}
+
+fn export_of(service: &ServiceConfig, fs: &FilesystemConfig) -> Export {
+    Export {
+        path: service.mountpoint(fs),
+        uuid: super::network::uuid_of(fs.fsid),
+        clients: fs.clients.iter().flat_map(super::network::cidrs_of).collect(),
+        read_only: !fs.rw,
+        asynchronous: false,
+        root_squash: !fs.no_root_squash,
+        all_squash: false,
+        insecure_ports: false,
+        anon_uid: fs.anonuid.unwrap_or(65534),
+        anon_gid: fs.anongid.unwrap_or(65534),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(epoch: u64, generation: u64) -> StepContext {
+        StepContext { epoch, generation, proof: None }
+    }
+
+    fn marker(service: &str, epoch: u64, generation: u64) -> Marker {
+        Marker { service: service.into(), epoch, generation, node: "a".into() }
+    }
+
+    #[test]
+    fn s2_only_a_marker_that_fits_the_record_is_accepted() {
+        let at = context(5, 7);
+        assert_eq!(judge_marker("vms", Some(&marker("vms", 5, 7)), &at), Ok(7));
+        assert_eq!(judge_marker("vms", Some(&marker("vms", 5, 8)), &at), Ok(8));
+        for (bad, why) in [
+            (Some(marker("vms", 5, 6)), "stale"),
+            (Some(marker("iso", 5, 7)), "service iso"),
+            (Some(marker("vms", 6, 7)), "restored"),
+            (None, "no marker"),
+        ] {
+            let error = judge_marker("vms", bad.as_ref(), &at).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(judge_marker("vms", None, &context(1, 0)), Ok(0), "a new service");
+    }
+}

@@ -1,0 +1,45 @@
+//! This node's certificate and the authority that both nodes trust.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+
+use crate::config::TlsPaths;
+
+/// A key file that cannot be used.
+#[derive(Debug, Error)]
+#[error("cannot read {path}: {source}; check [peer] in the configuration", path = path.display())]
+pub struct TlsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError { path: path.to_owned(), source })
+}
+
+fn material(paths: &TlsPaths) -> Result<(Certificate, Identity), TlsError> {
+    let ca = Certificate::from_pem(read(&paths.ca)?);
+    let identity = Identity::from_pem(read(&paths.cert)?, read(&paths.key)?);
+    Ok((ca, identity))
+}
+
+/// For calling the node with this name.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn client(paths: &TlsPaths, peer_name: &str) -> Result<ClientTlsConfig, TlsError> {
+    let (ca, identity) = material(paths)?;
+    Ok(ClientTlsConfig::new().ca_certificate(ca).identity(identity).domain_name(peer_name))
+}
+
+/// For answering: a client without a certificate of the same authority is refused.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn server(paths: &TlsPaths) -> Result<ServerTlsConfig, TlsError> {
+    let (ca, identity) = material(paths)?;
+    Ok(ServerTlsConfig::new().identity(identity).client_ca_root(ca))
+}
