@@ -7,4 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod coordinator;
 pub mod core;
+pub mod drive;
 pub mod io;
+pub mod observe;
+pub mod peer;

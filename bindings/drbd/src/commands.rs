@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::enums::{Fencing, OnIoError, TimeoutType};
+use crate::enums::{DiskState, Fencing, OnIoError, TimeoutType};
 use crate::generated::{v9, v84};
 use crate::retcode::{Refusal, ReturnCode};
 use crate::status::{ConnKey, Connection, Endpoint};
@@ -351,6 +351,26 @@ pub enum CommandError {
         running: &'static str,
         /// For how long.
         since: Duration,
+    },
+    /// The kernel reports success, and the state says otherwise. Seen on 8.4: outdating a connected
+    /// disk answers "nothing to do" and leaves it UpToDate.
+    #[error("{command}: the kernel reports success, but volume {volume} is {disk}")]
+    NoEffect {
+        /// The command.
+        command: &'static str,
+        /// The first such volume.
+        volume: u16,
+        /// The state of its disk.
+        disk: DiskState,
+    },
+    /// The caller had given up before the command, or its part for this volume, was begun; volumes
+    /// that were changed before have been put back.
+    #[error("{command}: not begun, the caller's deadline had passed")]
+    Abandoned {
+        /// The command.
+        command: &'static str,
+        /// The volume that it stopped at (8.4).
+        volume: Option<u16>,
     },
     /// There is no such resource; nothing was done.
     #[error("resource {0} does not exist")]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::abi::Abi;
 use crate::client::{StatusError, read_one};
 use crate::commands::{Command, CommandError, ConnectSpec, Force, Outcome, TransportError};
-use crate::enums::TimeoutType;
+use crate::enums::{DiskState, TimeoutType};
 use crate::retcode::{Refusal, ReturnCode};
 use crate::socket::{Answer, Transport};
 use crate::status::{ConnKey, ResourceStatus};
@@ -44,6 +44,9 @@ struct RoleChange {
 impl Run<'_> {
     pub(crate) fn command(&mut self, command: &Command) -> Result<Outcome, CommandError> {
         let name = command.name();
+        if self.is_abandoned() {
+            return Err(CommandError::Abandoned { command: name, volume: None });
+        }
         match command {
             Command::Primary(force) => self.primary(name, force),
             Command::Secondary { patience } => {
@@ -63,6 +66,10 @@ impl Run<'_> {
             Command::Outdate => self.outdate(name),
             Command::TimeoutType(volume, key) => self.timeout_type(name, *volume, *key),
         }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     fn requests(&self) -> Requests {
@@ -129,7 +136,14 @@ impl Run<'_> {
         for (volume, minor) in volumes {
             let target = Target { resource: self.resource, volume, minor };
             let request = self.requests().role_of_volume(change.primary, change.force, target);
-            match self.patiently(change, Some(volume), &request) {
+            // S8: a promotion that nobody waits for any more does not go on. A demotion does: it
+            // takes nothing from the peer.
+            let result = if change.primary && self.is_abandoned() {
+                Err(CommandError::Abandoned { command: change.command, volume: Some(volume) })
+            } else {
+                self.patiently(change, Some(volume), &request)
+            };
+            match result {
                 Ok(outcome) => {
                     if !outcome.nothing_to_do {
                         changed.push((volume, minor));
@@ -185,7 +199,7 @@ impl Run<'_> {
                 Some(reason) => reason.is_transient(),
                 None => false,
             };
-            let gone = self.abandoned.load(Ordering::Relaxed);
+            let gone = self.is_abandoned();
             if !passing || gone || Instant::now() >= until {
                 return Err(error);
             }
@@ -229,7 +243,23 @@ impl Run<'_> {
             whole.nothing_to_do &= outcome.nothing_to_do;
             whole.info.extend(outcome.info);
         }
+        self.verify_outdated(command)?;
         Ok(whole)
+    }
+
+    /// S12: the kernel's word is not enough, 8.4 answers "nothing to do" while connected.
+    fn verify_outdated(&mut self, command: &'static str) -> Result<(), CommandError> {
+        let status = self.status(command)?;
+        let usable = |disk| {
+            use DiskState::{Diskless, Failed, Inconsistent, Outdated};
+            !matches!(disk, Outdated | Inconsistent | Diskless | Failed)
+        };
+        match status.devices.iter().find(|(_, device)| usable(device.disk)) {
+            Some((volume, device)) => {
+                Err(CommandError::NoEffect { command, volume: *volume, disk: device.disk })
+            }
+            None => Ok(()),
+        }
     }
 
     fn connect(

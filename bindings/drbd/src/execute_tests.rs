@@ -13,13 +13,12 @@ use crate::wire::attr::{Attrs, Writer};
 use crate::{Abi, TransportError};
 
 fn run(fake: &Fake, command: &Command) -> Result<Outcome, CommandError> {
-    run_as(fake, command, false)
+    run_as(fake, command, &AtomicBool::new(false))
 }
 
-fn run_as(fake: &Fake, command: &Command, abandoned: bool) -> Result<Outcome, CommandError> {
-    let abandoned = AtomicBool::new(abandoned);
+fn run_as(fake: &Fake, command: &Command, abandoned: &AtomicBool) -> Result<Outcome, CommandError> {
     let mut transport = fake.clone();
-    Run { transport: &mut transport, resource: "r0", abandoned: &abandoned }.command(command)
+    Run { transport: &mut transport, resource: "r0", abandoned }.command(command)
 }
 
 const SECONDARY: Command = Command::Secondary { patience: Duration::ZERO };
@@ -87,8 +86,28 @@ fn demotion_without_patience_tells_the_openers() {
 fn s8_nothing_is_repeated_when_the_caller_is_gone() {
     let fake = Fake::new(Abi::V9, &[-12]);
     let command = Command::Secondary { patience: Duration::from_secs(5) };
-    assert!(run_as(&fake, &command, true).is_err());
+    assert_eq!(run_as(&fake, &command, &fake.gives_up).unwrap_err().code(), Some(ReturnCode(-12)));
     assert_eq!(fake.asked().len(), 1);
+}
+
+#[test]
+fn s8_nothing_is_begun_when_the_caller_is_gone() {
+    let fake = Fake::new(Abi::V9, &[]);
+    let error = run_as(&fake, &SECONDARY, &AtomicBool::new(true)).unwrap_err();
+    assert_eq!(error, CommandError::Abandoned { command: "secondary", volume: None });
+    assert!(fake.asked().is_empty());
+}
+
+#[test]
+fn s8_a_promotion_that_nobody_waits_for_is_put_back_a_demotion_goes_on() {
+    let fake = Fake::new(Abi::V84, &[1, 1]);
+    let error = run_as(&fake, &Command::Primary(Force::No), &fake.gives_up).unwrap_err();
+    assert_eq!(error, CommandError::Abandoned { command: "primary", volume: Some(1) });
+    assert_eq!(fake.asked(), [(14, Some(10)), (15, Some(10))]);
+
+    let fake = Fake::new(Abi::V84, &[1, 1]);
+    assert!(run_as(&fake, &SECONDARY, &fake.gives_up).is_ok());
+    assert_eq!(fake.asked(), [(15, Some(10)), (15, Some(11))]);
 }
 
 #[test]
@@ -196,6 +215,20 @@ fn outdate_goes_over_all_volumes() {
     assert_eq!(fake.asked(), [(25, Some(10)), (25, Some(11))]);
     assert!(matches!(error, CommandError::Refused { volume: Some(1), .. }));
     assert_eq!(error.refusal(), Some(&Refusal::ConnectedNotOutdated));
+}
+
+/// As seen on kernel 6.1: a connected UpToDate disk stays so, and the answer is "nothing to do".
+#[test]
+fn s12_outdate_believes_the_state_not_the_answer() {
+    let mut fake = Fake::new(Abi::V84, &[2, 2, 1, 1]);
+    let error = run(&fake, &Command::Outdate).unwrap_err();
+    let disk = crate::DiskState::UpToDate;
+    assert_eq!(error, CommandError::NoEffect { command: "outdate", volume: 0, disk });
+
+    let kernel = Kernel(Abi::V84);
+    let outdated = [kernel.device(EXISTS, 0, 5), kernel.device(EXISTS, 1, 5)];
+    fake.dumps.state.splice(2..4, outdated);
+    assert!(run(&fake, &Command::Outdate).is_ok());
 }
 
 #[test]

@@ -183,10 +183,11 @@ impl CommandQueue {
     }
 
     /// Leaves in good order: the two nodes agree that the one that is **not** Primary is outdated.
-    /// Called on a Secondary, it marks *this node's own* disks Outdated and the owner runs on without
-    /// a freeze, so it is never a step of a takeover (H1). Called on a Primary, it marks the peer.
-    /// Right for a standby whose disk hangs, or before maintenance. 8.4 forgets the configuration of
-    /// the connection: keep its [`ConnectSpec`].
+    /// Called while the peer is Primary, it marks *this node's own* disks Outdated and the owner runs
+    /// on without a freeze, so it is never a step of a takeover (H1). Called on a Primary, it marks
+    /// the peer. With two Secondaries nobody is marked (seen on 8.4). Right for a standby whose disk
+    /// hangs, or before maintenance. 8.4 forgets the configuration of the connection: keep its
+    /// [`ConnectSpec`]. The peer keeps trying to connect.
     ///
     /// # Errors
     /// See [`CommandError`].
@@ -221,7 +222,8 @@ impl CommandQueue {
         self.run(Command::Detach(volume), deadline)
     }
 
-    /// Marks the local disks of all volumes Outdated (S2). Refused while connected.
+    /// Marks the local disks of all volumes Outdated (S2), and checks that they are: while connected
+    /// 9 refuses, 8.4 does nothing and says that nothing was to be done.
     ///
     /// # Errors
     /// See [`CommandError`]; volumes before the one named are outdated.

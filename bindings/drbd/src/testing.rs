@@ -1,6 +1,7 @@
 //! Messages as the kernel lays them out, and a kernel that answers from a script.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::abi::Abi;
@@ -163,6 +164,8 @@ pub(crate) struct Fake {
     pub dumps: Dumps,
     pub answers: Arc<Mutex<VecDeque<Result<Answer, TransportError>>>>,
     pub asked: Arc<Mutex<Vec<Request>>>,
+    /// Set when the first command comes: the caller gives up during it.
+    pub gives_up: Arc<AtomicBool>,
 }
 
 impl Fake {
@@ -173,6 +176,7 @@ impl Fake {
             dumps: Kernel(abi).healthy(),
             answers: Arc::new(Mutex::new(answers)),
             asked: Arc::default(),
+            gives_up: Arc::default(),
         }
     }
 
@@ -188,6 +192,7 @@ impl Transport for Fake {
     }
 
     fn request(&mut self, request: &Request) -> Result<Answer, TransportError> {
+        self.gives_up.store(true, Ordering::Relaxed);
         self.asked.lock().unwrap().push(request.clone());
         self.answers.lock().unwrap().pop_front().expect("the script has an answer")
     }

@@ -80,7 +80,9 @@ pub enum NetError {
         name: String,
     },
     /// The interface is not there.
-    #[error("no interface {interface} in namespace {namespace}; check its name in the configuration")]
+    #[error(
+        "no interface {interface} in namespace {namespace}; check its name in the configuration"
+    )]
     InterfaceMissing {
         /// Namespace looked in.
         namespace: String,
@@ -116,7 +118,9 @@ pub enum NetError {
         source: io::Error,
     },
     /// The kernel's answer makes no sense; nothing is concluded from it.
-    #[error("namespace {namespace}: unreadable answer to \"{action}\" ({what}); report this kernel version")]
+    #[error(
+        "namespace {namespace}: unreadable answer to \"{action}\" ({what}); report this kernel version"
+    )]
     Malformed {
         /// Name of the namespace.
         namespace: String,
@@ -146,7 +150,9 @@ pub enum NetError {
         prefix: u8,
     },
     /// Address lifetimes the kernel would refuse.
-    #[error("lifetime valid {valid} s, preferred {preferred} s: valid must be above 0 and not below preferred")]
+    #[error(
+        "lifetime valid {valid} s, preferred {preferred} s: valid must be above 0 and not below preferred"
+    )]
     BadLifetime {
         /// Seconds until the kernel removes the address.
         valid: u32,
@@ -154,7 +160,9 @@ pub enum NetError {
         preferred: u32,
     },
     /// The address that was to be refreshed is not there (any more).
-    #[error("{address} is not on {interface} in namespace {namespace}; it has run out or was deleted, so the right must be proved anew")]
+    #[error(
+        "{address} is not on {interface} in namespace {namespace}; it has run out or was deleted, so the right must be proved anew"
+    )]
     AddressMissing {
         /// Namespace looked in.
         namespace: String,
@@ -190,7 +198,9 @@ pub enum NetError {
         remedy: &'static str,
     },
     /// A bpf(2) call failed.
-    #[error("could not {action}: {source}; the gate needs CAP_BPF, CAP_NET_ADMIN and CONFIG_BPF_SYSCALL")]
+    #[error(
+        "could not {action}: {source}; the gate needs CAP_BPF, CAP_NET_ADMIN and CONFIG_BPF_SYSCALL"
+    )]
     Bpf {
         /// What was tried.
         action: &'static str,
@@ -234,7 +244,9 @@ pub enum NetError {
         found: String,
     },
     /// After attaching, the filters read back are not ours; the interface is NOT gated.
-    #[error("interface {interface} in namespace {namespace}: the gate does not read back after attaching; keep the link down")]
+    #[error(
+        "interface {interface} in namespace {namespace}: the gate does not read back after attaching; keep the link down"
+    )]
     GateUnverified {
         /// Namespace of the interface.
         namespace: String,

@@ -245,8 +245,7 @@ fn create(
         match handle.link().add(message).execute().await {
             Err(error) if rt_errno(&error) == Some(libc::EEXIST) => Ok(()),
             Err(error) => {
-                let place =
-                    Place { namespace: &namespace, action, object: &name, limit };
+                let place = Place { namespace: &namespace, action, object: &name, limit };
                 Err(rt_error(error, &place))
             }
             Ok(()) => Ok(()),
@@ -414,7 +413,7 @@ mod tests {
         // Both nodes must agree even while one of them is being upgraded.
         assert_eq!(service_mac("vms"), service_mac("vms"));
         assert_ne!(service_mac("vms"), service_mac("vms2"));
-        assert_eq!(service_mac("vms").to_string(), "GOLDEN");
+        assert_eq!(service_mac("vms").to_string(), "02:57:03:b3:f6:6e");
     }
 
     proptest! {

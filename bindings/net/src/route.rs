@@ -11,7 +11,7 @@ use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{RouteMessage, RouteScope};
 
 use crate::addr::IfAddr;
-use crate::{NetError, NetnsWorker, Result, link};
+use crate::{NetnsWorker, Result, link};
 
 /// Where packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,7 @@ pub enum Route {
 /// # Errors
 /// [`NetError::Refused`] (`ENETDOWN`: set the interface up first), [`NetError::InterfaceMissing`],
 /// [`NetError::BadPrefix`], [`NetError::Timeout`].
-pub fn ensure(
-    worker: &NetnsWorker,
-    interface: &str,
-    route: Route,
-    limit: Duration,
-) -> Result<()> {
+pub fn ensure(worker: &NetnsWorker, interface: &str, route: Route, limit: Duration) -> Result<()> {
     let index = link::get(worker, interface, limit)?.index;
     let message = message(route, index)?;
     link::simple(worker, "add a route through", interface, limit, async move |handle| {
@@ -86,6 +81,7 @@ fn masked(net: IfAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NetError;
 
     #[test]
     fn host_bits_are_cleared() {

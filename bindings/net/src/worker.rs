@@ -5,7 +5,6 @@
 //! still waiting in the queue is never carried out.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rtnetlink::Handle;
@@ -89,8 +88,7 @@ impl NetnsWorker {
         T: Send + 'static,
         F: AsyncFnOnce(Handle) -> Result<T> + Send + 'static,
     {
-        let late =
-            NetError::Timeout { namespace: self.netns.name().into(), action, limit };
+        let late = NetError::Timeout { namespace: self.netns.name().into(), action, limit };
         self.submit(action, limit, move |inside, until| {
             let handle = inside.handle.clone();
             inside.runtime.block_on(async {
@@ -125,16 +123,6 @@ impl NetnsWorker {
             }
             Err(_) => Err(NetError::Timeout { namespace: namespace(), action, limit }),
         }
-    }
-
-    /// Context for errors of a call on `object`.
-    pub(crate) fn place<'a>(
-        &'a self,
-        action: &'static str,
-        object: &'a str,
-        limit: Duration,
-    ) -> Place<'a> {
-        Place { namespace: self.netns.name(), action, object, limit }
     }
 }
 

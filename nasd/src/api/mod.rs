@@ -1,3 +1,4 @@
-//! What nasd tells the outside: the status document and (in `control`, `peer`) the gRPC servers.
+//! What nasd tells the outside: the status document and the operator's gRPC server.
 
+pub mod control;
 pub mod status;

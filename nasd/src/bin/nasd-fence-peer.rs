@@ -14,6 +14,8 @@
 //! | 7 | peer was powered off | nasd answered `fenced` |
 //! | 1 | helper failed, stay frozen | everything else |
 //!
+//! `wait` makes it ask again: nasd has the question, but no confirmed compare-and-set yet.
+//!
 //! 5 ("unreachable, assumed dead") is never returned: on an `UpToDate` survivor the kernel takes it
 //! as permission.
 //!
@@ -74,7 +76,7 @@ enum Talk {
     Fenced,
     /// A whole line that permits nothing.
     No(String),
-    /// No whole line: nasd is absent or went away. Ask again.
+    /// `wait`, or no whole line (nasd is absent or went away). Ask again.
     Again(String),
 }
 
@@ -130,7 +132,12 @@ fn ask_within(limit: Duration, started: Instant, resource: String, log: Sender<S
         }
         Ok(Talk::Again(_)) | Err(_) => {
             let s = limit.as_secs_f64();
-            (EXIT_STAY_FROZEN, format!("no answer within {s} s: exit 1, I/O stays frozen; look at `systemctl status nasd`"))
+            (
+                EXIT_STAY_FROZEN,
+                format!(
+                    "no answer within {s} s: exit 1, I/O stays frozen; look at `systemctl status nasd`"
+                ),
+            )
         }
     };
     say(&log, format!("{resource}: {text}"));
@@ -186,6 +193,7 @@ fn judge(line: &[u8]) -> Talk {
     match line {
         b"outdated\n" => Talk::Outdated,
         b"fenced\n" => Talk::Fenced,
+        b"wait\n" => Talk::Again("nasd has no confirmed answer yet".to_owned()),
         whole if whole.ends_with(b"\n") || whole.len() >= ANSWER_MAX => {
             Talk::No(String::from_utf8_lossy(whole).trim_end().to_owned())
         }
@@ -223,7 +231,9 @@ fn resource_of(argument: Option<&str>, env: Option<&str>) -> Call {
             return Call::Wrong("the argument and DRBD_RESOURCE name different resources");
         }
         (_, Some(name)) | (Some(name), None) => name,
-        (None, None) => return Call::Wrong("no resource, neither as argument nor in DRBD_RESOURCE"),
+        (None, None) => {
+            return Call::Wrong("no resource, neither as argument nor in DRBD_RESOURCE");
+        }
     };
     if name.len() > NAME_MAX || name.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return Call::Wrong("not a resource name");
@@ -286,8 +296,10 @@ mod tests {
     use super::*;
 
     fn call(args: &[&str], env: Option<&str>) -> Call {
-        let args: Vec<String> =
-            std::iter::once("nasd-fence-peer").chain(args.iter().copied()).map(Into::into).collect();
+        let args: Vec<String> = std::iter::once("nasd-fence-peer")
+            .chain(args.iter().copied())
+            .map(Into::into)
+            .collect();
         classify(&args, env)
     }
 
@@ -301,7 +313,11 @@ mod tests {
         assert_eq!(call(&["fence-peer", "minor-3"], None), fence("minor-3"), "old kernels");
         assert_eq!(call(&[], Some("r0")), fence("r0"), "drbdadm's handler");
         assert_eq!(call(&["r0"], Some("r0")), fence("r0"), "handler with an argument");
-        assert_eq!(call(&["minor-3"], Some("r0")), fence("r0"), "the name is better than the minor");
+        assert_eq!(
+            call(&["minor-3"], Some("r0")),
+            fence("r0"),
+            "the name is better than the minor"
+        );
         assert_eq!(call(&["fence-peer"], Some("r0")), fence("r0"));
     }
 
@@ -331,10 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn wait_is_no_answer_yet() {
+        assert!(matches!(judge(b"wait\n"), Talk::Again(_)));
+        assert!(matches!(judge(b"waiting\n"), Talk::No(_)));
+    }
+
+    #[test]
     fn s12_only_two_whole_lines_permit() {
         assert_eq!(judge(b"outdated\n"), Talk::Outdated);
         assert_eq!(judge(b"fenced\n"), Talk::Fenced);
-        for no in [&b"5\n"[..], b"OUTDATED\n", b"outdated \n", b" fenced\n", b"\n", b"outdated\0\n", b"\xff\n"] {
+        for no in [
+            &b"5\n"[..],
+            b"OUTDATED\n",
+            b"outdated \n",
+            b" fenced\n",
+            b"\n",
+            b"outdated\0\n",
+            b"\xff\n",
+        ] {
             assert!(matches!(judge(no), Talk::No(_)), "{no:?}");
         }
         assert!(matches!(judge(&[b'x'; ANSWER_MAX]), Talk::No(_)), "endless line");

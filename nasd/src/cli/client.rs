@@ -49,7 +49,9 @@ pub enum ClientError {
         after: Duration,
     },
     /// Something answered, but not as nasd does.
-    #[error("no nasd of a matching version answers on the socket: {0}\n  see: systemctl status nasd")]
+    #[error(
+        "no nasd of a matching version answers on the socket: {0}\n  see: systemctl status nasd"
+    )]
     Foreign(#[from] tonic::transport::Error),
     /// nasd answered with an error.
     #[error("nasd refused: {}\n  see: journalctl -u nasd -n 50", .0.message())]

@@ -15,6 +15,7 @@ mod protocol;
 mod refusal;
 pub mod server;
 
+pub use client::{CallError, Client, LaunchError, Launcher};
 pub use protocol::{
     Answer, Holder, HolderKind, Marker, MountPoint, Op, Outcome, Request, Response, ServerStatus,
     Setup, StartReport, StepTime, VERSION,

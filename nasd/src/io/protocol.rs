@@ -124,6 +124,12 @@ pub enum Op {
         #[serde(default)]
         known_clients: Vec<IpAddr>,
     },
+    /// Names clients that are proven dead: the next start drops them from the records, so that
+    /// its grace does not wait for them (S7). Without effect on a server that runs.
+    DropClients {
+        /// Their owner strings.
+        names: Vec<Vec<u8>>,
+    },
     /// Stops the server and closes the client records, so that the volumes can be unmounted.
     ServerStop,
     /// State of the server and of its records. Does not touch the volume.
@@ -161,6 +167,7 @@ impl Op {
             Op::Canary { .. } => "canary",
             Op::ServerSetup(_) => "server_setup",
             Op::ServerStart { .. } => "server_start",
+            Op::DropClients { .. } => "drop_clients",
             Op::ServerStop => "server_stop",
             Op::ServerStatus => "server_status",
             Op::Probe { .. } => "probe",

@@ -157,8 +157,9 @@ pub enum Refusal {
         /// How.
         text: String,
     },
-    /// The kernel runs without our client records, so every reclaim would be refused; the
-    /// server was stopped again.
+    /// The kernel runs without our client records, so every reclaim would be refused. A server
+    /// just started was stopped again; one that was to be adopted still runs: close its gate
+    /// and stop it.
     #[error("kernel does not use the client records: {text}")]
     TrackingFailed {
         /// What was seen.

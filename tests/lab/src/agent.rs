@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -38,7 +38,7 @@ const POLL: Duration = Duration::from_millis(2);
 pub fn serve(address: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     fs::create_dir_all(JOB_DIR)?;
-    let agent = Arc::new(Agent::default());
+    let agent = Arc::new(Agent::new());
     for stream in listener.incoming() {
         // A failed accept concerns one peer only.
         let Ok(stream) = stream else { continue };
@@ -54,13 +54,19 @@ struct JobState {
     status: Mutex<Option<i32>>,
 }
 
-#[derive(Default)]
 struct Agent {
     jobs: Mutex<HashMap<u64, Arc<JobState>>>,
     next: AtomicU64,
 }
 
 impl Agent {
+    /// Numbers of jobs go on rising over a restart of the node: who holds an old one must not meet another's job.
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let first = u64::try_from(since.as_millis()).unwrap_or_default();
+        Self { jobs: Mutex::default(), next: AtomicU64::new(first) }
+    }
+
     fn answer(&self, stream: &TcpStream) {
         let mut reader = stream;
         let mut writer = stream;
@@ -284,7 +290,7 @@ mod tests {
     fn agent() -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let agent = Arc::new(Agent::default());
+        let agent = Arc::new(Agent::new());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let agent = Arc::clone(&agent);

@@ -56,7 +56,8 @@ impl Capture {
         let (tx, rx) = channel();
         thread::spawn(move || {
             // Read to the end: it must never find its error output closed.
-            for line in err.into_iter().flat_map(|e| BufReader::new(e).lines()).map_while(Result::ok)
+            for line in
+                err.into_iter().flat_map(|e| BufReader::new(e).lines()).map_while(Result::ok)
             {
                 let _ = tx.send(line);
             }

@@ -1,11 +1,13 @@
 //! The command line of `lab`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
 use crate::engine::Engine;
@@ -33,9 +35,6 @@ struct Cli {
     /// Name of the lab; several can run side by side.
     #[arg(long, global = true, default_value = "default")]
     name: String,
-    /// Print results as JSON, and no progress.
-    #[arg(long, global = true)]
-    json_output: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -50,6 +49,25 @@ struct How {
     no_build: bool,
 }
 
+#[derive(Args)]
+struct Play {
+    #[command(flatten)]
+    how: How,
+    /// Leave the lab running afterwards.
+    #[arg(long)]
+    keep: bool,
+    /// Also write the report to this file, as JSON; to standard output instead of the text if it is `-`.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Json {
+    /// Print the result as JSON, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Bring a lab up; returns when all nodes answer.
@@ -62,6 +80,8 @@ enum Command {
         /// Also wait for etcd, and make DRBD's resources.
         #[arg(long)]
         full: bool,
+        #[command(flatten)]
+        json: Json,
     },
     /// Take a lab down, or what a crash has left of it.
     Down {
@@ -70,7 +90,7 @@ enum Command {
         all: bool,
     },
     /// Show nodes and their states.
-    Status,
+    Status(Json),
     /// Run a command in a node; without one, read commands line by line.
     Ssh {
         /// The node.
@@ -78,6 +98,8 @@ enum Command {
         /// Limit, seconds; the command is killed then.
         #[arg(long, default_value_t = DEFAULT_LIMIT_S)]
         limit: u64,
+        #[command(flatten)]
+        json: Json,
         /// Program and arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
@@ -91,37 +113,34 @@ enum Command {
     #[command(subcommand)]
     Fault(Fault),
     /// List the scenarios.
-    List,
+    List(Json),
     /// Run one scenario in a lab of its own.
     Run {
         /// Its name.
         scenario: String,
-        /// Write the report to this file, as JSON.
-        #[arg(long)]
-        json: Option<PathBuf>,
         #[command(flatten)]
-        how: How,
+        play: Play,
     },
     /// Run the demonstration.
-    Demo {
-        #[command(flatten)]
-        how: How,
-    },
+    Demo(Play),
     /// Run all scenarios that every change must pass.
     Test {
         /// Those of the night, too.
         #[arg(long)]
         all: bool,
         #[command(flatten)]
-        how: How,
+        play: Play,
     },
 }
 
-/// Exit code 0: done and good; 1: a scenario or a command in a node failed; 2: the lab could not do it.
+/// Exit code 0: done and good; 1: a scenario failed; 2: the lab could not do it. `ssh` exits as its command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.json_output {
+    if cli.wants_quiet() {
         progress::be_quiet();
+    }
+    if let Some(name) = cli.transient() {
+        clean_up_when_interrupted(name);
     }
     match cli.run() {
         Ok(code) => code,
@@ -130,6 +149,24 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Takes the lab down when the user or the machine ends this program. To be called before any other thread is made:
+/// the signals are blocked in all of them. Programs that are started get them unblocked, by the standard library.
+fn clean_up_when_interrupted(name: String) {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    if signals.thread_block().is_err() {
+        return;
+    }
+    thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            eprintln!("lab: {signal}: taking lab {name} down");
+            if let Err(e) = Lab::remove(&name) {
+                eprintln!("lab: {e}");
+            }
+            std::process::exit(128 + signal as i32);
+        }
+    });
 }
 
 /// Standard output may be closed early by a pager; that is no failure of the lab.
@@ -144,26 +181,54 @@ fn line(text: &str) {
 impl Cli {
     fn run(&self) -> Result<ExitCode, LabError> {
         match &self.command {
-            Command::Up { how, clients, full } => self.up(how, *clients, *full),
+            Command::Up { how, clients, full, json } => self.up(how, *clients, *full, json),
             Command::Down { all } => self.down(*all),
-            Command::Status => self.status(),
-            Command::Ssh { node, limit, command } => {
-                self.ssh(node, command, Duration::from_secs(*limit))
+            Command::Status(json) => {
+                show_status(&Lab::open(&self.name)?, json);
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Ssh { node, limit, json, command } => {
+                self.ssh(node, command, Duration::from_secs(*limit), json)
             }
             Command::Logs { node } => self.logs(node),
             Command::Fault(fault) => {
                 Lab::open(&self.name)?.fault(fault)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::List => Ok(self.list()),
-            Command::Run { scenario, json, how } => self.scenario(scenario, json.as_ref(), how),
-            Command::Demo { how } => self.scenario(scenarios::DEMO, None, how),
-            Command::Test { all, how } => self.test(*all, how),
+            Command::List(json) => Ok(list(json)),
+            Command::Run { scenario, play } => self.play(&[scenarios::find(scenario)?], play, 1.0),
+            Command::Demo(play) => self.play(&[scenarios::find(scenarios::DEMO)?], play, 5.0),
+            Command::Test { all, play } => {
+                let wanted =
+                    |s: &&scenarios::Scenario| (*all || !s.nightly) && s.runs_on(play.how.engine);
+                self.play(&scenarios::ALL.iter().filter(wanted).collect::<Vec<_>>(), play, 5.0)
+            }
         }
     }
 
-    fn up(&self, how: &How, clients: usize, full: bool) -> Result<ExitCode, LabError> {
-        let spec = Spec { clients, engine: how.engine, build: !how.no_build, ..Spec::new(&self.name) };
+    fn wants_quiet(&self) -> bool {
+        match &self.command {
+            Command::Up { json, .. } => json.json,
+            Command::Run { play, .. } | Command::Demo(play) | Command::Test { play, .. } => {
+                play.json.as_ref().is_some_and(|f| f.as_os_str() == "-")
+            }
+            _ => false,
+        }
+    }
+
+    /// Name of the lab that this command makes, if it makes one. One that exists already is not ours to take down.
+    fn transient(&self) -> Option<String> {
+        let name = match &self.command {
+            Command::Up { .. } => self.name.clone(),
+            Command::Run { .. } | Command::Demo(_) | Command::Test { .. } => self.play_name(),
+            _ => return None,
+        };
+        (!state::labs().contains(&name)).then_some(name)
+    }
+
+    fn up(&self, how: &How, clients: usize, full: bool, json: &Json) -> Result<ExitCode, LabError> {
+        let spec =
+            Spec { clients, engine: how.engine, build: !how.no_build, ..Spec::new(&self.name) };
         let lab = Lab::up(&spec)?;
         if full {
             let step = progress::Step::begin("Waiting for etcd");
@@ -173,7 +238,7 @@ impl Cli {
             lab.drbd_init()?;
             step.done();
         }
-        self.show_status(&lab);
+        show_status(&lab, json);
         lab.keep();
         Ok(ExitCode::SUCCESS)
     }
@@ -186,25 +251,13 @@ impl Cli {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn status(&self) -> Result<ExitCode, LabError> {
-        self.show_status(&Lab::open(&self.name)?);
-        Ok(ExitCode::SUCCESS)
-    }
-
-    fn show_status(&self, lab: &Lab) {
-        let nodes = lab.status();
-        if self.json_output {
-            line(&json!({"name": lab.name(), "engine": lab.engine(), "nodes": nodes}).to_string());
-            return;
-        }
-        line(&format!("lab {} ({})", lab.name(), lab.engine().name()));
-        for n in nodes {
-            let pid = n.pid.map_or_else(|| "-".to_owned(), |p| p.to_string());
-            line(&format!("  {:5} {:7} {:12} pid {pid}", n.name, n.state, n.address));
-        }
-    }
-
-    fn ssh(&self, node: &str, command: &[String], limit: Duration) -> Result<ExitCode, LabError> {
+    fn ssh(
+        &self,
+        node: &str,
+        command: &[String],
+        limit: Duration,
+        json: &Json,
+    ) -> Result<ExitCode, LabError> {
         let lab = Lab::open(&self.name)?;
         lab.node(node)?;
         if command.is_empty() {
@@ -217,7 +270,7 @@ impl Cli {
             _ => argv,
         };
         let out = lab.exec(node, &argv, limit)?;
-        if self.json_output {
+        if json.json {
             line(&json!(out).to_string());
         } else {
             print(&out.stdout);
@@ -239,73 +292,89 @@ impl Cli {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn list(&self) -> ExitCode {
-        if self.json_output {
-            let all = scenarios::ALL.iter().map(|s| {
-                json!({"name": s.name, "summary": s.summary, "nightly": s.nightly, "engine": s.engine})
-            });
-            line(&json!(all.collect::<Vec<_>>()).to_string());
-            return ExitCode::SUCCESS;
-        }
-        for s in scenarios::ALL {
-            let engine = s.engine.map_or(String::new(), |e| format!(" [{} only]", e.name()));
-            let nightly = if s.nightly { " [nightly]" } else { "" };
-            line(&format!("{:24} {}{engine}{nightly}", s.name, s.summary));
-        }
-        ExitCode::SUCCESS
-    }
-
     /// Runs of scenarios have labs of their own, so that a lab somebody works in is left alone.
-    fn spec(&self, how: &How) -> Spec {
-        let name = if self.name == "default" {
+    fn play_name(&self) -> String {
+        if self.name == "default" {
             format!("run-{}", std::process::id())
         } else {
             self.name.clone()
-        };
-        Spec { engine: how.engine, build: !how.no_build, ..Spec::new(&name) }
-    }
-
-    fn scenario(
-        &self,
-        name: &str,
-        file: Option<&PathBuf>,
-        how: &How,
-    ) -> Result<ExitCode, LabError> {
-        let report = scenarios::find(name)?.play(&self.spec(how))?;
-        if let Some(file) = file {
-            sys::write(file, json!(report).to_string(), 0o644)?;
         }
-        self.show(&report);
-        Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn show(&self, report: &ScenarioReport) {
-        let text = report.to_text();
-        line(&if self.json_output { json!(report).to_string() } else { text });
-    }
-
-    fn test(&self, all: bool, how: &How) -> Result<ExitCode, LabError> {
-        let mut failed = Vec::new();
-        let mut spec = self.spec(how);
-        let chosen = scenarios::ALL.iter().filter(|s| all || !s.nightly);
-        let wanted = |s: &&scenarios::Scenario| {
-            s.engine.is_none() || how.engine.is_none() || s.engine == how.engine
-        };
-        for s in chosen.filter(wanted) {
-            let report = s.play(&spec)?;
-            self.show(&report);
-            if !report.ok {
-                failed.push(s.name);
+    fn play(
+        &self,
+        chosen: &[&'static scenarios::Scenario],
+        play: &Play,
+        slack: f64,
+    ) -> Result<ExitCode, LabError> {
+        let (engine, name) = (play.how.engine, self.play_name());
+        let mut spec = Spec { engine, build: !play.how.no_build, ..Spec::new(&name) };
+        let mut reports = Vec::new();
+        for scenario in chosen {
+            let report = scenario.play(&spec, play.keep && chosen.len() == 1, slack)?;
+            if !self.wants_quiet() {
+                line(&report.to_text());
             }
+            reports.push(report);
             // Built once is enough.
             spec.build = false;
         }
-        if failed.is_empty() {
-            return Ok(ExitCode::SUCCESS);
+        if let Some(file) = &play.json {
+            save(file, &reports)?;
         }
-        eprintln!("lab: failed: {}", failed.join(" "));
-        Ok(ExitCode::FAILURE)
+        Ok(verdict(&reports))
     }
+}
+
+/// One report as an object, several as a list.
+fn save(file: &Path, reports: &[ScenarioReport]) -> Result<(), LabError> {
+    let text = match reports {
+        [one] => json!(one),
+        several => json!(several),
+    };
+    if file.as_os_str() == "-" {
+        line(&text.to_string());
+        return Ok(());
+    }
+    sys::write(file, text.to_string(), 0o644)
+}
+
+fn verdict(reports: &[ScenarioReport]) -> ExitCode {
+    let failed: Vec<_> = reports.iter().filter(|r| !r.ok).map(|r| r.scenario.as_str()).collect();
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("lab: failed: {}", failed.join(" "));
+    ExitCode::FAILURE
+}
+
+fn show_status(lab: &Lab, json: &Json) {
+    let nodes = lab.status();
+    if json.json {
+        line(&json!({"name": lab.name(), "engine": lab.engine(), "nodes": nodes}).to_string());
+        return;
+    }
+    line(&format!("lab {} ({})", lab.name(), lab.engine().name()));
+    for n in nodes {
+        let pid = n.pid.map_or_else(|| "-".to_owned(), |p| p.to_string());
+        line(&format!("  {:5} {:7} {:12} pid {pid}", n.name, n.state, n.address));
+    }
+}
+
+fn list(json: &Json) -> ExitCode {
+    if json.json {
+        let all = scenarios::ALL.iter().map(|s| {
+            json!({"name": s.name, "summary": s.summary, "nightly": s.nightly, "engine": s.engine})
+        });
+        line(&json!(all.collect::<Vec<_>>()).to_string());
+        return ExitCode::SUCCESS;
+    }
+    for s in scenarios::ALL {
+        let engine = s.engine.map_or(String::new(), |e| format!(" [{} only]", e.name()));
+        let nightly = if s.nightly { " [nightly]" } else { "" };
+        line(&format!("{:24} {}{engine}{nightly}", s.name, s.summary));
+    }
+    ExitCode::SUCCESS
 }
 
 /// A very small shell: each line is run for itself.

@@ -25,12 +25,10 @@ pub const IMAGE: &[Need] =
     &[("mmdebstrap", "mmdebstrap"), ("patchelf", "patchelf"), ("dpkg-deb", "dpkg")];
 
 /// For building the programs that go into the nodes.
-pub const BUILD: &[Need] =
-    &[("protoc", "protobuf-compiler"), ("cc", "gcc"), ("strip", "binutils")];
+pub const BUILD: &[Need] = &[("protoc", "protobuf-compiler"), ("cc", "gcc"), ("strip", "binutils")];
 
 /// For the engine `qemu`.
-pub const QEMU: &[Need] =
-    &[("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")];
+pub const QEMU: &[Need] = &[("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")];
 
 /// For the probe of KVM.
 pub const PROBE: &[Need] = &[("busybox", "busybox-static"), ("cpio", "cpio")];

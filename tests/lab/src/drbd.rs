@@ -1,10 +1,10 @@
 //! An administrator's one-time work on the NAS nodes: DRBD resources with a file system in them.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::LabError;
-use crate::lab::Lab;
+use crate::lab::{Lab, wait_for};
 use crate::payload::RESOURCES;
 
 /// Limit for one `drbdadm`.
@@ -36,13 +36,16 @@ impl Lab {
         self.drbd_wait(name, "dstate", "UpToDate/UpToDate")?;
         self.adm("nas1", &["primary", name])?;
         let device = format!("/dev/drbd{minor}");
-        self.check("nas1", &["mkfs.ext4", "-q", "-L", name, &device], ADM)?;
+        self.check(
+            "nas1",
+            &["mkfs.ext4", "-q", "-L", name, &device],
+            ADM * self.engine().patience(),
+        )?;
         // udev looks at a device that has been written to; meanwhile it is open.
-        self.adm("nas1", &["secondary", name])
-            .or_else(|_| {
-                thread::sleep(Duration::from_millis(300));
-                self.adm("nas1", &["secondary", name])
-            })
+        self.adm("nas1", &["secondary", name]).or_else(|_| {
+            thread::sleep(Duration::from_millis(300));
+            self.adm("nas1", &["secondary", name])
+        })
     }
 
     /// Brings the resources up on a node that has booted again.
@@ -58,25 +61,20 @@ impl Lab {
     /// # Errors
     /// [`LabError::WaitedInVain`] with the last answers.
     pub fn drbd_wait(&self, resource: &str, what: &str, want: &str) -> Result<(), LabError> {
-        let end = Instant::now() + CONNECT * self.engine().patience();
-        loop {
-            let ask = |node: &&str| self.exec(node, &["drbdadm", what, resource], ADM);
-            let seen = BOTH.iter().map(ask).collect::<Result<Vec<_>, _>>()?;
-            if seen.iter().all(|o| o.stdout.trim() == want) {
-                return Ok(());
-            }
-            if Instant::now() >= end {
-                let limit = CONNECT * self.engine().patience();
-                let last = seen.iter().map(|o| o.stdout.trim()).collect::<Vec<_>>().join(", ");
-                let what = format!("{resource} to be {want}");
-                return Err(LabError::WaitedInVain { what, limit, last });
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+        let limit = CONNECT * self.engine().patience();
+        wait_for(&format!("{resource} to be {want}"), limit, || {
+            let ask = |node: &&str| {
+                self.exec(node, &["drbdadm", what, resource], ADM * self.engine().patience())
+            };
+            let seen = BOTH.iter().map(ask).collect::<Result<Vec<_>, _>>();
+            let seen = seen.map_err(|e| e.to_string())?;
+            let seen: Vec<_> = seen.iter().map(|o| o.stdout.trim()).collect();
+            if seen.iter().all(|s| *s == want) { Ok(()) } else { Err(seen.join(", ")) }
+        })
     }
 
     fn adm(&self, node: &str, args: &[&str]) -> Result<(), LabError> {
         // Options for drbdsetup come before the command, behind a `--` of their own.
-        self.check(node, &[&["drbdadm"], args].concat(), ADM).map(drop)
+        self.check(node, &[&["drbdadm"], args].concat(), ADM * self.engine().patience()).map(drop)
     }
 }

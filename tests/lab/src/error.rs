@@ -96,7 +96,9 @@ pub enum LabError {
         advice: &'static str,
     },
     /// The state file of the lab cannot be read.
-    #[error("the state of lab `{name}` is damaged ({source}); clean up: cargo lab down --name {name}")]
+    #[error(
+        "the state of lab `{name}` is damaged ({source}); clean up: cargo lab down --name {name}"
+    )]
     BadState {
         /// Name of the lab.
         name: String,
@@ -186,7 +188,10 @@ pub enum LabError {
 
 impl LabError {
     /// For `map_err`: names what was being done to which path.
-    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
     }

@@ -72,9 +72,7 @@ impl Fault {
                 lab.namespace().cut(a, b)?;
                 lab.namespace().cut(b, a)
             }
-            Self::CutOneWay { from, to } => {
-                lab.namespace().cut(lab.node(from)?, lab.node(to)?)
-            }
+            Self::CutOneWay { from, to } => lab.namespace().cut(lab.node(from)?, lab.node(to)?),
             Self::Heal => heal(lab),
         }
     }

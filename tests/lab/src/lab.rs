@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,12 @@ const ETCD: Duration = Duration::from_secs(60);
 
 /// Limit for one call of `etcdctl`.
 const ETCDCTL: Duration = Duration::from_secs(15);
+
+/// Between two looks of [`wait_for`].
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Makes the names of captures' files unique.
+static CAPTURES: AtomicU64 = AtomicU64::new(0);
 
 /// A running lab. Taken down when dropped, unless [`Lab::keep`] was called or it was [opened](Lab::open).
 #[derive(Debug)]
@@ -89,8 +96,7 @@ impl Lab {
         let nodes = spec.nodes().into_iter().map(node).collect();
         let state = State { name: spec.name.clone(), engine, nodes };
         // From here on, dropping it cleans up.
-        let mut lab =
-            Self { state, image, namespace: Namespace::of(&spec.name), keep: false };
+        let mut lab = Self { state, image, namespace: Namespace::of(&spec.name), keep: false };
         lab.state.save()?;
         lab.prepare()?;
         lab.boot()?;
@@ -279,11 +285,16 @@ impl Lab {
         })
     }
 
+    /// Folder of the consoles' files; it outlives the lab.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        image::cache_dir().join("console").join(&self.state.name)
+    }
+
     /// File with a node's console; it outlives the lab.
     #[must_use]
     pub fn console(&self, node: &str) -> PathBuf {
-        let dir = image::cache_dir().join("console").join(&self.state.name);
-        dir.join(format!("{node}.log"))
+        self.logs().join(format!("{node}.log"))
     }
 
     pub(crate) const fn namespace(&self) -> &Namespace {
@@ -394,9 +405,8 @@ impl Lab {
     /// If the capture does not begin.
     pub fn capture(&self, node: &str, filter: &str) -> Result<Capture, LabError> {
         let node = self.node(node)?;
-        let stamp = Instant::now().elapsed().as_nanos();
-        let serial = fs::read_dir(state::work(self.name())).map_or(0, Iterator::count);
-        let file = format!("{}-{serial}-{stamp}.pcap", node.name);
+        let serial = CAPTURES.fetch_add(1, Ordering::Relaxed);
+        let file = format!("{}-{}-{serial}.pcap", node.name, std::process::id());
         let file = state::work(self.name()).join(file);
         Capture::begin(&self.namespace, self.name(), node, filter, file)
     }
@@ -430,16 +440,21 @@ impl Lab {
     /// # Errors
     /// [`LabError::WaitedInVain`].
     pub fn wait_etcd(&self) -> Result<(), LabError> {
-        let limit = ETCD * self.engine().patience();
-        let end = Instant::now() + limit;
-        loop {
-            match self.etcdctl("hv1", &["endpoint", "health"]) {
-                Ok(_) => return Ok(()),
-                Err(e) if Instant::now() >= end => {
-                    let (what, last) = ("etcd to be healthy".to_owned(), e.to_string());
-                    return Err(LabError::WaitedInVain { what, limit, last });
-                }
-                Err(_) => thread::sleep(Duration::from_millis(200)),
+        wait_for("etcd to be healthy", ETCD * self.engine().patience(), || {
+            self.etcdctl("hv1", &["endpoint", "health"]).map(drop).map_err(|e| e.to_string())
+        })
+    }
+
+    /// Keeps all nodes' journals beside their consoles' files, for after the lab's end. Nodes that do not answer
+    /// are passed over.
+    pub fn save_journals(&self) {
+        for node in self.nodes() {
+            let journal = ["journalctl", "--no-pager", "-b", "-o", "short-precise"];
+            let limit = Duration::from_secs(10) * self.engine().patience();
+            if let Ok(out) = self.exec(&node.name, &journal, limit) {
+                let path = self.console(&node.name).with_extension("journal");
+                // Best effort, as above.
+                let _ = sys::write(&path, out.stdout, 0o644);
             }
         }
     }
@@ -476,6 +491,27 @@ impl Drop for Lab {
             && let Err(e) = Self::remove(&self.state.name)
         {
             eprintln!("lab: taking lab {} down: {e}", self.state.name);
+        }
+    }
+}
+
+/// Asks again and again until `seen` is `Ok`; an `Err` says what is there instead.
+///
+/// # Errors
+/// [`LabError::WaitedInVain`] with the last answer, after `limit`.
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut seen: impl FnMut() -> Result<T, String>,
+) -> Result<T, LabError> {
+    let end = Instant::now() + limit;
+    loop {
+        match seen() {
+            Ok(value) => return Ok(value),
+            Err(last) if Instant::now() >= end => {
+                return Err(LabError::WaitedInVain { what: what.to_owned(), limit, last });
+            }
+            Err(_) => thread::sleep(PAUSE),
         }
     }
 }

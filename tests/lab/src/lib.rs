@@ -35,5 +35,5 @@ pub use client::{Job, Output};
 pub use engine::Engine;
 pub use error::LabError;
 pub use fault::Fault;
-pub use lab::{Lab, NodeStatus};
+pub use lab::{Lab, NodeStatus, wait_for};
 pub use spec::{Node, Role, Spec};

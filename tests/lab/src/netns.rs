@@ -94,8 +94,16 @@ impl Namespace {
         for node in nodes {
             self.tap(&node.tap(), LAB_BRIDGE)?;
             self.tap(&node.management_tap(), MANAGEMENT_BRIDGE)?;
+            self.neighbour(node)?;
         }
         self.heal()
+    }
+
+    /// Spares the lab program the wait for an ARP that fails while the node boots.
+    fn neighbour(&self, node: &Node) -> Result<(), LabError> {
+        let (address, mac) = (node.management().to_string(), node.management_mac());
+        let fixed = ["dev", MANAGEMENT_BRIDGE, "nud", "permanent"];
+        self.ip(&[&["neigh", "add", &address, "lladdr", &mac][..], &fixed].concat())
     }
 
     fn tap(&self, name: &str, bridge: &str) -> Result<(), LabError> {
@@ -115,12 +123,15 @@ impl Namespace {
         Ok(())
     }
 
-    /// Plugs or unplugs a node's cable to the lab's network.
+    /// Plugs or unplugs a node's cable to the lab's network, at the bridge. (A tap that has been down once is dead
+    /// to User-Mode Linux for ever.) The node still sees a carrier.
     ///
     /// # Errors
     /// Those of the program that does it.
     pub fn link(&self, node: &Node, up: bool) -> Result<(), LabError> {
-        self.ip(&["link", "set", &node.tap(), if up { "up" } else { "down" }])
+        // States of the spanning tree protocol: 0 disabled, 3 forwarding.
+        let state = if up { "3" } else { "0" };
+        self.run("bridge", &["link", "set", "dev", &node.tap(), "state", state]).map(drop)
     }
 
     /// Drops all frames from one node to another, whatever addresses they carry: a node's floating addresses have
@@ -175,7 +186,9 @@ mod tests {
         for (node, end) in nodes.iter().zip(ends) {
             sys::quick("ip", &["netns", "add", &end.name])?;
             let tap = node.tap();
-            ns.ip(&["link", "add", &tap, "type", "veth", "peer", "name", "e0", "netns", &end.name])?;
+            ns.ip(&[
+                "link", "add", &tap, "type", "veth", "peer", "name", "e0", "netns", &end.name,
+            ])?;
             ns.ip(&["link", "set", &tap, "master", LAB_BRIDGE, "up"])?;
             let address = format!("{}/24", node.address());
             end.ip(&["addr", "add", &address, "dev", "e0"])?;

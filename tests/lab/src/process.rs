@@ -156,7 +156,7 @@ mod tests {
     fn a_tree_is_frozen_thawed_and_killed() {
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 77 & wait"]).process_group(0).env(MARK, "process-test");
-        let child = command.spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
         let until = |what: &dyn Fn() -> bool| {
             let end = Instant::now() + Duration::from_secs(5);
@@ -172,6 +172,8 @@ mod tests {
         id.signal(Signal::SIGCONT);
         until(&|| tree.iter().all(|p| !p.stopped()));
         assert!(id.kill());
+        // Reaped by then.
+        assert!(child.wait().is_err());
         assert!(tree.iter().all(|p| !p.alive()));
         assert!(!ProcessId { start: id.start + 1, ..id }.alive());
     }

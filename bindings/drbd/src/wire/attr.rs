@@ -1,12 +1,15 @@
 //! Netlink attributes: a total reader and a writer.
 //!
-//! DRBD sets bit 14 ("mandatory") on some types; the two top bits are flags and are masked on read
-//! and never written.
+//! The two top bits of a type are flags and are masked on read. On write, nests carry the flag
+//! NLA_F_NESTED: kernels since 5.2 validate strictly and answer EINVAL without it (seen on 6.1).
+//! DRBD's own "mandatory" flag, bit 14, is never written.
 
 use super::DecodeError;
 
 /// The bits of an attribute type that are the number; the rest are flags (`NLA_TYPE_MASK`).
 const TYPE_MASK: u16 = 0x3fff;
+/// The flag of nests (`NLA_F_NESTED`).
+const NESTED: u16 = 0x8000;
 /// Size of `struct nlattr`.
 const HEADER: usize = 4;
 
@@ -102,12 +105,16 @@ impl<'a> Attrs<'a> {
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
-    pub(crate) fn bytes(mut self, kind: u16, data: &[u8]) -> Self {
+    pub(crate) fn bytes(self, kind: u16, data: &[u8]) -> Self {
+        self.put(kind & TYPE_MASK, data)
+    }
+
+    fn put(mut self, raw_kind: u16, data: &[u8]) -> Self {
         debug_assert!(data.len() + HEADER <= usize::from(u16::MAX), "attribute too long");
         let length = u16::try_from(data.len() + HEADER).unwrap_or(u16::MAX);
         let data = &data[..usize::from(length) - HEADER];
         self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&(kind & TYPE_MASK).to_ne_bytes());
+        self.0.extend_from_slice(&raw_kind.to_ne_bytes());
         self.0.extend_from_slice(data);
         self.0.resize(align(self.0.len()), 0);
         self
@@ -129,7 +136,7 @@ impl Writer {
     }
 
     pub(crate) fn nest(self, kind: u16, inner: Writer) -> Self {
-        self.bytes(kind, &inner.0)
+        self.put((kind & TYPE_MASK) | NESTED, &inner.0)
     }
 
     pub(crate) fn finish(self) -> Vec<u8> {

@@ -205,10 +205,10 @@ mod tests {
     fn golden_promotion_on_8_4() {
         let request = requests(Abi::V84).role_of_volume(true, false, TARGET);
         let golden = [
-            20, 0, 2, 0, // cfg_context
+            20, 0, 2, 0x80, // cfg_context, nested
             7, 0, 2, 0, b'r', b'0', 0, 0, // resource_name, padded
             8, 0, 1, 0, 1, 0, 0, 0, // volume
-            4, 0, 6, 0, // set_role_parms, empty
+            4, 0, 6, 0x80, // set_role_parms, empty
         ];
         assert_eq!(request, Request { cmd: 14, minor: Some(11), attrs: golden.to_vec() });
     }
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn golden_demotion_on_9() {
         let request = requests(Abi::V9).role_of_resource(false, false, "r0");
-        let golden = [12, 0, 2, 0, 7, 0, 2, 0, b'r', b'0', 0, 0, 4, 0, 6, 0];
+        let golden = [12, 0, 2, 0x80, 7, 0, 2, 0, b'r', b'0', 0, 0, 4, 0, 6, 0x80];
         assert_eq!(request, Request { cmd: 15, minor: None, attrs: golden.to_vec() });
     }
 

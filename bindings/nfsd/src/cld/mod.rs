@@ -7,6 +7,7 @@
 //!
 //! Keeps S6.
 
+mod inflight;
 mod serve;
 mod slot;
 mod wire;

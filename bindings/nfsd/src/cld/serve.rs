@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 
+use super::inflight::InFlight;
 use super::wire::{Command, LEN_V2, Reply, Request};
 use super::{ClientRecords, WireError};
 use crate::records::RecordsError;
@@ -72,8 +73,10 @@ impl Tracker {
     pub fn spawn(pipefs: &Path, records: Arc<dyn ClientRecords>) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let cpu = urgent::some_cpu();
-        let service =
-            Service { dir: pipefs.join("nfsd"), shared: Arc::clone(&shared), records, cpu };
+        let inflight = InFlight::open(pipefs)
+            .map_err(|source| Error::Control { file: pipefs.with_extension("inflight"), source })?;
+        let dir = pipefs.join("nfsd");
+        let service = Service { dir, shared: Arc::clone(&shared), records, cpu, inflight };
         let thread = thread::Builder::new()
             .name("nfsd-tracker".into())
             .spawn(move || service.run())
@@ -128,9 +131,36 @@ struct Service {
     shared: Arc<Shared>,
     records: Arc<dyn ClientRecords>,
     cpu: Option<usize>,
+    inflight: InFlight,
 }
 
 impl Service {
+    /// Does again what a predecessor took from this pipe and did not answer.
+    fn finish_predecessor(&self, pipe: &mut File) {
+        let Some(message) = self.inflight.left() else { return };
+        tracing::warn!("a predecessor left a tracker upcall unanswered; doing it again");
+        if let Err(error) = self.answer(pipe, &message) {
+            tracing::warn!(%error, "the kernel did not wait for it");
+        }
+        self.clear_note();
+    }
+
+    fn clear_note(&self) {
+        if let Err(error) = self.inflight.clear() {
+            tracing::error!(%error, "note of a tracker upcall cannot be cleared");
+        }
+    }
+
+    /// Answers one upcall, noted meanwhile for a successor.
+    fn take(&self, pipe: &mut File, message: &[u8]) -> ControlFlow<()> {
+        if let Err(error) = self.inflight.note(message) {
+            tracing::error!(%error, "tracker upcall cannot be noted");
+        }
+        let flow = self.answer_to(pipe, message);
+        self.clear_note();
+        flow
+    }
+
     /// Prepares the race for the pipe; failing to costs 100 ms and nothing else.
     fn hurry(&self) {
         let bound = self.cpu.map_or(Ok(()), urgent::bind_to);
@@ -154,14 +184,32 @@ impl Service {
         if let Err(error) = &watch {
             tracing::warn!(%error, "no inotify on the tracker directory, polling it instead");
         }
+        self.serve_present(watch.as_ref().ok());
         while !self.stopped() {
             self.set_ready(self.dir.is_dir());
-            match OpenOptions::new().read(true).write(true).open(self.dir.join("cld")) {
+            match self.open_pipe() {
                 Ok(pipe) => self.serve_pipe(pipe, watch.as_ref().ok()),
                 Err(_) => wait_for_change(watch.as_ref().ok()),
             }
         }
         self.set_ready(false);
+    }
+
+    /// A pipe that is there at the beginning was a predecessor's.
+    fn serve_present(&self, watch: Option<&Inotify>) {
+        match self.open_pipe() {
+            Ok(mut pipe) => {
+                self.set_ready(true);
+                self.finish_predecessor(&mut pipe);
+                self.serve_pipe(pipe, watch);
+            }
+            // No server is left that could wait for an answer.
+            Err(_) => self.clear_note(),
+        }
+    }
+
+    fn open_pipe(&self) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(self.dir.join("cld"))
     }
 
     fn watch(&self) -> nix::Result<Inotify> {
@@ -205,7 +253,7 @@ impl Service {
         let mut buffer = [0; LEN_V2];
         match pipe.read(&mut buffer) {
             Ok(0) => Continue(()),
-            Ok(length) => self.answer_to(pipe, buffer.get(..length).unwrap_or_default()),
+            Ok(length) => self.take(pipe, buffer.get(..length).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Continue(()),
             Err(_) => Break(()),
         }
@@ -331,7 +379,10 @@ mod tests {
     fn service(fake: Fake) -> (Service, Arc<Fake>) {
         let fake = Arc::new(fake);
         let records: Arc<dyn ClientRecords> = fake.clone();
-        (Service { dir: "/nonexistent".into(), shared: Arc::default(), records, cpu: None }, fake)
+        let dir = tempfile::tempdir().unwrap();
+        let inflight = InFlight::open(&dir.path().join("p")).unwrap();
+        let dir = "/nonexistent".into();
+        (Service { dir, shared: Arc::default(), records, cpu: None, inflight }, fake)
     }
 
     fn statuses(bytes: &[u8]) -> Vec<i16> {
@@ -390,6 +441,25 @@ mod tests {
         wait_opens(&tracker, 1);
         OpenOptions::new().write(true).open(&pipe).unwrap().write_all(b"garbage").unwrap();
         wait_opens(&tracker, 2);
+    }
+
+    #[test]
+    fn s9_an_upcall_taken_by_a_dead_predecessor_is_done_and_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("nfsd")).unwrap();
+        let pipe = dir.path().join("nfsd/cld");
+        std::fs::write(&pipe, b"").unwrap();
+        let message = upcall(0, 5, Some(&named("n")), true);
+        InFlight::open(dir.path()).unwrap().note(&message).unwrap();
+        let fake = Arc::new(Fake::default());
+        let records: Arc<dyn ClientRecords> = fake.clone();
+        let tracker = Tracker::spawn(dir.path(), records).unwrap();
+        wait_opens(&tracker, 1);
+        drop(tracker);
+        assert_eq!(*fake.created.lock().unwrap(), [named("n")]);
+        let answer = Request::parse(&std::fs::read(&pipe).unwrap()).unwrap();
+        assert_eq!((answer.xid(), answer.client().unwrap()), (5, named("n")));
+        assert_eq!(InFlight::open(dir.path()).unwrap().left(), None);
     }
 
     #[test]

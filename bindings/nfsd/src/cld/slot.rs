@@ -8,6 +8,7 @@
 //! A write to a frozen volume hangs with the store locked; questions about the records must not
 //! hang with it (S10), so they are answered from a copy that is renewed after each write.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,23 @@ pub struct RecordSlot {
     store: Mutex<Option<Store>>,
     view: Mutex<Option<Snapshot>>,
     filled: Condvar,
+    keep_all: AtomicBool,
     hold: Duration,
+    patience: Duration,
 }
 
 impl RecordSlot {
-    /// An empty slot; `hold` is how long a `GraceStart` waits for a store.
-    pub fn new(hold: Duration) -> Self {
-        RecordSlot { store: Mutex::new(None), view: Mutex::new(None), filled: Condvar::new(), hold }
+    /// An empty slot; `hold` is how long a `GraceStart` waits for a store, `patience` how long
+    /// all other upcalls do.
+    pub fn new(hold: Duration, patience: Duration) -> Self {
+        RecordSlot {
+            store: Mutex::new(None),
+            view: Mutex::new(None),
+            filled: Condvar::new(),
+            keep_all: AtomicBool::new(true),
+            hold,
+            patience,
+        }
     }
 
     fn set_view(&self, view: Option<Snapshot>) {
@@ -44,8 +55,10 @@ impl RecordSlot {
         self.filled.notify_all();
     }
 
-    /// Takes the store out, so that it can be closed before unmounting.
+    /// Takes the store out, so that it can be closed before unmounting. Removals are ignored
+    /// again from here on.
     pub fn take(&self) -> Option<Store> {
+        self.keep_all.store(true, Ordering::Release);
         let store = self.lock().take();
         self.set_view(None);
         store
@@ -57,21 +70,30 @@ impl RecordSlot {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// While set, removals are accepted and not carried out (gate closed, and one lease after).
-    /// False when no store is loaded: nothing was set.
+    /// While set, as it is at first, removals are accepted and not carried out (S6: gate closed,
+    /// and one lease after). False when no store is loaded: nothing was set. Never waits.
     pub fn ignore_removals(&self, ignore: bool) -> bool {
-        self.with(|store| {
-            store.ignore_removals(ignore);
-            Ok(())
-        })
-        .is_ok()
+        let loaded = self.snapshot().is_some();
+        self.keep_all.store(ignore || !loaded, Ordering::Release);
+        loaded
     }
 
+    /// Runs `work` on the store, waiting for one up to `limit`.
     fn with<T>(
         &self,
+        limit: Duration,
         work: impl FnOnce(&mut Store) -> Result<T, RecordsError>,
     ) -> Result<T, RecordsError> {
+        let until = Instant::now() + limit;
         let mut slot = self.lock();
+        while slot.is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(RecordsError::NotLoaded);
+            }
+            let waited = self.filled.wait_timeout(slot, left);
+            slot = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         let store = slot.as_mut().ok_or(RecordsError::NotLoaded)?;
         let outcome = work(store);
         self.set_view(Some(store.snapshot()));
@@ -81,37 +103,26 @@ impl RecordSlot {
 
 impl ClientRecords for RecordSlot {
     fn create(&self, client: &ClientRecord) -> Result<(), RecordsError> {
-        self.with(|store| store.create(client))
+        self.with(self.patience, |store| store.create(client))
     }
 
     fn remove(&self, client: &ClientRecord) -> Result<(), RecordsError> {
-        self.with(|store| store.remove(client))
+        if self.keep_all.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.with(self.patience, |store| store.remove(client))
     }
 
     fn may_reclaim(&self, client: &ClientRecord) -> Result<bool, RecordsError> {
-        self.with(|store| Ok(store.may_reclaim(client)))
+        self.with(self.patience, |store| Ok(store.may_reclaim(client)))
     }
 
     fn grace_start(&self) -> Result<Vec<ClientRecord>, RecordsError> {
-        let until = Instant::now() + self.hold;
-        let mut slot = self.lock();
-        loop {
-            if let Some(store) = slot.as_mut() {
-                let list = store.grace_start();
-                self.set_view(Some(store.snapshot()));
-                return list;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(RecordsError::NotLoaded);
-            }
-            let waited = self.filled.wait_timeout(slot, left);
-            slot = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.with(self.hold, Store::grace_start)
     }
 
     fn grace_done(&self) -> Result<(), RecordsError> {
-        self.with(Store::grace_done)
+        self.with(self.patience, Store::grace_done)
     }
 }
 
@@ -130,7 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::open(dir.path(), true).unwrap();
         store.create(&client("a")).unwrap();
-        let slot = Arc::new(RecordSlot::new(Duration::from_secs(10)));
+        let slot = Arc::new(RecordSlot::new(Duration::from_secs(10), Duration::ZERO));
         let waiting = Arc::clone(&slot);
         let job = thread::spawn(move || waiting.grace_start());
         thread::sleep(Duration::from_millis(30));
@@ -140,10 +151,41 @@ mod tests {
     }
 
     #[test]
+    fn i9_removals_are_ignored_until_allowed_and_again_after_taking() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = RecordSlot::new(Duration::ZERO, Duration::ZERO);
+        slot.put(Store::open(dir.path(), true).unwrap());
+        slot.create(&client("a")).unwrap();
+        slot.create(&client("b")).unwrap();
+        slot.remove(&client("a")).unwrap();
+        assert_eq!(slot.snapshot().unwrap().current.len(), 2);
+        assert!(slot.ignore_removals(false));
+        slot.remove(&client("a")).unwrap();
+        assert_eq!(slot.snapshot().unwrap().current, [client("b")]);
+        let store = slot.take().unwrap();
+        slot.put(store);
+        slot.remove(&client("b")).unwrap();
+        assert_eq!(slot.snapshot().unwrap().current, [client("b")]);
+    }
+
+    #[test]
+    fn an_upcall_waits_for_a_new_process_to_load_the_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = Arc::new(RecordSlot::new(Duration::ZERO, Duration::from_secs(10)));
+        let waiting = Arc::clone(&slot);
+        let job = thread::spawn(move || waiting.create(&client("a")));
+        thread::sleep(Duration::from_millis(30));
+        assert!(!job.is_finished());
+        slot.put(Store::open(dir.path(), true).unwrap());
+        job.join().unwrap().unwrap();
+        assert_eq!(slot.snapshot().unwrap().current, [client("a")]);
+    }
+
+    #[test]
     fn a_hold_ends_at_its_deadline_with_a_refusal() {
-        let slot = RecordSlot::new(Duration::from_millis(20));
+        let slot = RecordSlot::new(Duration::from_millis(20), Duration::from_millis(20));
         assert!(matches!(slot.grace_start(), Err(RecordsError::NotLoaded)));
         assert!(matches!(slot.create(&client("a")), Err(RecordsError::NotLoaded)));
-        assert!(!slot.ignore_removals(true));
+        assert!(!slot.ignore_removals(false));
     }
 }

@@ -142,13 +142,28 @@ impl Server {
     }
 
     /// Stops every thread, closes the sockets, drops all NFSv4 state and flushes the export
-    /// caches; also removes the listeners. Client records stay. Idempotent.
+    /// caches; also removes the listeners. Client records stay.
+    ///
+    /// Nothing is written when none run: kernels from 6.12 on would start the server first, grace
+    /// and client list included (`nfsd_svc`), just to stop it.
     pub fn stop_threads(&self) -> Result<()> {
+        if self.threads()? == 0 {
+            return Ok(());
+        }
         files::write(&self.file("threads"), "0\n")?;
         match self.threads()? {
             0 => Ok(()),
             found => Err(Error::Threads { wanted: 0, found }),
         }
+    }
+
+    /// Removes listeners of a server that was configured and not started, so that it can be
+    /// configured otherwise. Slow: the kernel starts the server in passing.
+    pub fn remove_listeners(&self) -> Result<()> {
+        if self.listeners()?.is_empty() || self.threads()? > 0 {
+            return Ok(());
+        }
+        files::write(&self.file("threads"), "0\n")
     }
 
     /// Threads that run now.

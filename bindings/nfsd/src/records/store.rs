@@ -27,7 +27,6 @@ pub struct Store {
     current: Clients,
     log: File,
     entries: usize,
-    ignore_removals: bool,
     poisoned: bool,
 }
 
@@ -52,16 +51,7 @@ impl Store {
             None => Clients::new(),
         };
         let log = open_log(&generation_file(&dir, state.current), good_len)?;
-        let store = Store {
-            dir,
-            state,
-            recovery,
-            current,
-            log,
-            entries,
-            ignore_removals: false,
-            poisoned: false,
-        };
+        let store = Store { dir, state, recovery, current, log, entries, poisoned: false };
         store.remove_unnamed();
         Ok(store)
     }
@@ -74,11 +64,6 @@ impl Store {
             recovery: self.recovery.values().cloned().collect(),
             current: self.current.values().cloned().collect(),
         }
-    }
-
-    /// While set, [`Store::remove`] does nothing (S6: gate closed, and for one lease after).
-    pub fn ignore_removals(&mut self, ignore: bool) {
-        self.ignore_removals = ignore;
     }
 
     /// May this client reclaim in the grace that runs?
@@ -97,17 +82,27 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets a client durably, unless removals are being ignored.
+    /// Forgets a client durably. [`crate::cld::RecordSlot`] decides whether it may (S6).
     ///
     /// The recovery set keeps it: if this grace is interrupted it may reclaim once more, which
     /// at worst prolongs a grace.
     pub fn remove(&mut self, client: &ClientRecord) -> Result<()> {
-        if self.ignore_removals || !self.current.contains_key(&client.name) {
+        if !self.current.contains_key(&client.name) {
             return Ok(());
         }
         format::check(client)?;
         self.append(&Entry::Remove(client.clone()))?;
         self.current.remove(&client.name);
+        Ok(())
+    }
+
+    /// Drops a client that is proven dead, before a start: it is waited for no more (S7).
+    ///
+    /// Durable at once for the current set, for the recovery set with the next grace.
+    pub fn drop_dead(&mut self, name: &[u8]) -> Result<()> {
+        let client = ClientRecord { name: name.to_vec(), princhash: Vec::new() };
+        self.remove(&client)?;
+        self.recovery.remove(name);
         Ok(())
     }
 
@@ -395,17 +390,23 @@ mod tests {
     }
 
     #[test]
-    fn i9_removals_are_ignored_while_told_so() {
+    fn s7_a_dead_client_is_not_waited_for() {
         let mount = tempfile::tempdir().unwrap();
         let mut store = fresh(mount.path());
-        store.create(&client("a")).unwrap();
-        store.ignore_removals(true);
-        store.remove(&client("a")).unwrap();
+        for name in ["alive", "dead1", "dead2"] {
+            store.create(&client(name)).unwrap();
+        }
+        store.drop_dead(b"dead1").unwrap();
         drop(store);
         let mut store = reopen(mount.path());
-        assert_eq!(names(&store.snapshot().current), ["a"]);
-        store.remove(&client("a")).unwrap();
-        assert_eq!(names(&store.snapshot().current), [""; 0]);
+        assert_eq!(names(&store.grace_start().unwrap()), ["alive", "dead2"]);
+        drop(store);
+        let mut store = reopen(mount.path());
+        store.drop_dead(b"dead2").unwrap();
+        store.drop_dead(b"unknown").unwrap();
+        assert_eq!(names(&store.grace_start().unwrap()), ["alive"]);
+        drop(store);
+        assert_eq!(names(&reopen(mount.path()).grace_start().unwrap()), ["alive"]);
     }
 
     #[test]

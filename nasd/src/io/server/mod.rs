@@ -85,6 +85,10 @@ impl Shared {
                     nfs::Start { threads, exports, records_mount, allow_empty_new, known_clients };
                 self.nfs()?.start(wish).map(Answer::Started)
             }
+            Op::DropClients { names } => {
+                self.nfs()?.drop_at_next_start(names);
+                Ok(Answer::Done)
+            }
             Op::ServerStop => Ok(Answer::Stopped { steps: self.nfs()?.stop()? }),
             Op::ServerStatus => self.nfs()?.status().map(|s| Answer::Status(Box::new(s))),
             Op::Probe { export, deadline_ms } => {
@@ -122,6 +126,7 @@ impl Shared {
             Some(nfs) if nfs.is_running()? => return Err(Refusal::SetUpOtherwise),
             // The old tracker and answerer must be gone before new ones take their place.
             Some(nfs) => {
+                nfs.give_way()?;
                 *self.nfs_slot() = None;
                 drop(nfs);
                 Arc::new(Nfs::new(&self.ns, setup)?)

@@ -158,10 +158,10 @@ fn mount_aside(device: &Path, fstype: &str, options: &Options) -> Result<OwnedFd
 }
 
 /// Kernels from 6.6 on can refuse a file system that is mounted anywhere already, also in another
-/// mount namespace; on older ones the mount table must do.
+/// mount namespace; older ones say that they do not know the call, and the mount table must do.
 fn create(context: &OwnedFd) -> rustix::io::Result<()> {
     match fsconfig_create_exclusive(context.as_fd()) {
-        Err(Errno::OPNOTSUPP | Errno::INVAL) => fsconfig_create(context.as_fd()),
+        Err(Errno::OPNOTSUPP) => fsconfig_create(context.as_fd()),
         other => other,
     }
 }

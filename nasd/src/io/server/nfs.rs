@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_nfsd::cld::{RecordSlot, Tracker};
@@ -22,6 +22,8 @@ use super::volume::{check_mounted, elapsed_ms};
 /// How long a `GraceStart` may wait for records. They are loaded before threads are started, so
 /// this only bounds a mistake; the kernel holds a lock meanwhile that every server needs.
 const HOLD: Duration = Duration::from_secs(2);
+/// How long other upcalls wait for records: only when this process is new under a running server.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The tracker is ready at once unless its directory is missing.
 const READY: Duration = Duration::from_secs(1);
 
@@ -42,7 +44,8 @@ pub(super) struct Nfs {
     slot: Arc<RecordSlot>,
     tracker: Tracker,
     answerer: Answerer,
-    exports: std::sync::Mutex<Vec<Export>>,
+    exports: Mutex<Vec<Export>>,
+    dead: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Names the step in which the binding failed.
@@ -51,6 +54,10 @@ fn at(step: &'static str) -> impl Fn(nasd_nfsd::Error) -> Refusal {
         nasd_nfsd::Error::ServerExists { .. } => Refusal::SetUpOtherwise,
         other => Refusal::ServerStep { step: step.into(), text: other.to_string() },
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn records_refusal(error: RecordsError) -> Refusal {
@@ -87,13 +94,13 @@ impl Nfs {
             .map_err(|e| Refusal::system("making the service's root directory", root, e))?;
         let server = Server::mount(ns.clone(), &setup.control_dir, &setup.pipefs_dir)
             .map_err(at("mounting the control files"))?;
-        let slot = Arc::new(RecordSlot::new(HOLD));
+        let slot = Arc::new(RecordSlot::new(HOLD, PATIENCE));
         let records = Arc::clone(&slot);
         let tracker =
             Tracker::spawn(server.pipefs(), records).map_err(at("starting the client tracker"))?;
         let answerer = Answerer::spawn(ns.clone()).map_err(at("opening the export caches"))?;
-        let exports = std::sync::Mutex::new(Vec::new());
-        Ok(Nfs { setup, server, slot, tracker, answerer, exports })
+        let (exports, dead) = (Mutex::default(), Mutex::default());
+        Ok(Nfs { setup, server, slot, tracker, answerer, exports, dead })
     }
 
     pub(super) fn setup(&self) -> &Setup {
@@ -128,11 +135,15 @@ impl Nfs {
     }
 
     fn set_exports(&self, exports: Vec<Export>) {
-        *self.exports.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = exports;
+        *locked(&self.exports) = exports;
+    }
+
+    pub(super) fn drop_at_next_start(&self, names: Vec<Vec<u8>>) {
+        *locked(&self.dead) = names;
     }
 
     fn export(&self, name: &str) -> Option<Export> {
-        let exports = self.exports.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let exports = locked(&self.exports);
         let path = self.setup.pseudo_root.join(name);
         exports.iter().find(|export| export.path == path).cloned()
     }
@@ -168,7 +179,10 @@ impl Nfs {
         drop(self.slot.take());
         let mut store =
             Store::open(&wish.records_mount, wish.allow_empty_new).map_err(records_refusal)?;
-        store.ignore_removals(true);
+        if !adopted {
+            let dead = std::mem::take(&mut *locked(&self.dead));
+            dead.iter().try_for_each(|name| store.drop_dead(name)).map_err(records_refusal)?;
+        }
         self.slot.put(store);
         Ok(())
     }
@@ -185,7 +199,9 @@ impl Nfs {
         let cache_entries =
             self.answerer.prefill(&wish.known_clients).map_err(at("filling the export caches"))?;
         clock.step("caches");
-        if !adopted {
+        if adopted {
+            self.tracking_must_live()?;
+        } else {
             self.configure()?;
             clock.step("settings");
             self.start_threads(wish.threads, recorded_clients)?;
@@ -221,6 +237,24 @@ impl Nfs {
             return failed("grace is over although clients are recorded");
         }
         Ok(())
+    }
+
+    /// The tracker's pipe exists exactly while the kernel uses the tracker.
+    fn tracking_must_live(&self) -> Result<(), Refusal> {
+        let until = Instant::now() + READY;
+        while !self.tracker.status().pipe_open {
+            if Instant::now() >= until {
+                let text = "a running server has no tracker pipe: stop it".into();
+                return Err(Refusal::TrackingFailed { text });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// A server that is set up otherwise is to take this one's place.
+    pub(super) fn give_way(&self) -> Result<(), Refusal> {
+        self.server.remove_listeners().map_err(at("removing the listener"))
     }
 
     fn undo(&self) {

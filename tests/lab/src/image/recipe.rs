@@ -149,12 +149,24 @@ pub const FILES: &[(&str, &str, u32)] = &[
         "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n",
         0o644,
     ),
+    // Events of terminals, of which there are many, are of no use to anybody and cost a second.
+    (
+        "etc/systemd/system/systemd-udev-trigger.service.d/lab.conf",
+        "[Service]\nExecStart=\nExecStart=-udevadm trigger --type=all --action=add \
+         --subsystem-nomatch=tty --subsystem-nomatch=vc --subsystem-nomatch=mem \
+         --prioritized-subsystem=module,block,tpmrm,net,virtio\n",
+        0o644,
+    ),
     ("etc/systemd/system.conf.d/lab.conf", "[Manager]\nDefaultTimeoutStopSec=15s\n", 0o644),
     ("etc/fstab", "", 0o644),
     ("etc/machine-id", "", 0o444),
     ("etc/selinux/config", "SELINUX=disabled\n", 0o644),
     // A node that panics shall be seen to have panicked, not come back by itself.
-    ("etc/sysctl.d/lab.conf", "kernel.printk = 7 4 1 7\nkernel.hung_task_timeout_secs = 60\n", 0o644),
+    (
+        "etc/sysctl.d/lab.conf",
+        "kernel.printk = 7 4 1 7\nkernel.hung_task_timeout_secs = 60\n",
+        0o644,
+    ),
 ];
 
 /// Symbolic links of the image: path, target.
@@ -164,13 +176,8 @@ pub const LINKS: &[(&str, &str)] = &[
 ];
 
 /// Folders that are emptied: nothing in them is used in a node, and the image is smaller.
-pub const EMPTIED: &[&str] = &[
-    "usr/share/doc",
-    "usr/share/man",
-    "usr/share/locale",
-    "var/cache/apt",
-    "var/lib/apt/lists",
-];
+pub const EMPTIED: &[&str] =
+    &["usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists"];
 
 /// Size of the root file system, MiB. The file is sparse.
 pub const SIZE_MIB: u64 = 2048;

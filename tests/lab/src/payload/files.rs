@@ -29,7 +29,6 @@ pub fn setup(engine: Engine, node: &Node) -> String {
          link set {management} up\n\
          addr add {am}/24 dev {management}\n\
          END\n\
-         systemctl daemon-reload\n\
          systemctl --no-block start lab-agent.service\n",
         name = node.name,
     );
@@ -156,13 +155,11 @@ fn drbd(
     nodes: &[Node],
 ) -> String {
     let disk = engine.disk(letter);
-    let mut text = format!("resource {name} {{\n    device minor {minor};\n    meta-disk internal;\n");
+    let mut text =
+        format!("resource {name} {{\n    device minor {minor};\n    meta-disk internal;\n");
     for n in nodes.iter().filter(|n| n.role == Role::Nas) {
         let (host, address) = (&n.name, n.address());
-        let _ = writeln!(
-            text,
-            "    on {host} {{ disk {disk}; address ipv4 {address}:{port}; }}"
-        );
+        let _ = writeln!(text, "    on {host} {{ disk {disk}; address ipv4 {address}:{port}; }}");
     }
     text + "}\n"
 }

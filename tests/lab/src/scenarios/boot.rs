@@ -22,7 +22,8 @@ fn run(ctx: &mut Ctx) -> Result<(), LabError> {
         let said = ctx.lab.check(&node.name, &["uname", "-n"], limit)?;
         ctx.demand(said.trim() == node.name, &format!("{} has its name", node.name));
         for peer in &nodes {
-            let ping = format!("ping -c1 -W2 {} && ping -c1 -W2 {}", peer.address(), peer.address6());
+            let ping =
+                format!("ping -c1 -W2 {} && ping -c1 -W2 {}", peer.address(), peer.address6());
             let out = ctx.lab.exec(&node.name, &["sh", "-c", &ping], limit)?;
             ctx.demand(out.ok(), &format!("{} reaches {}", node.name, peer.name));
         }

@@ -1,6 +1,12 @@
 //! The scenarios, and what runs them.
 
+mod bed;
 mod boot;
+mod faults;
+mod gate;
+mod killed;
+mod refusals;
+mod switchover;
 
 use std::time::Duration;
 
@@ -33,6 +39,8 @@ pub struct Ctx {
     pub lab: Lab,
     /// The report; `ok` is true at the start.
     pub report: ScenarioReport,
+    /// Time bounds are multiplied by this: 1 for `lab run`, 5 for `lab test` on a noisy machine.
+    pub slack: f64,
 }
 
 impl Ctx {
@@ -44,6 +52,13 @@ impl Ctx {
         }
     }
 
+    /// A time bound: demanded with the slack, and printed with what was measured.
+    pub fn bound(&mut self, what: &str, measured: Option<f64>, limit: f64) {
+        let met = measured.is_some_and(|m| m <= limit * self.slack);
+        self.report.bounds.insert(what.to_owned(), limit.into());
+        self.demand(met, &format!("{what}: {measured:?} exceeds {limit} × {}", self.slack));
+    }
+
     /// `limit` under User-Mode Linux; more on slower engines.
     #[must_use]
     pub fn patience(&self, limit: Duration) -> Duration {
@@ -52,7 +67,17 @@ impl Ctx {
 }
 
 /// All scenarios, in the order of `lab test`.
-pub const ALL: &[Scenario] = &[boot::SCENARIO];
+pub const ALL: &[Scenario] = &[
+    boot::SCENARIO,
+    faults::SCENARIO,
+    switchover::SWITCHOVER,
+    switchover::TWO_SERVICES,
+    refusals::BUSY,
+    refusals::WRONG_DISK,
+    killed::SCENARIO,
+    gate::SCENARIO,
+    switchover::STOCK_KERNEL,
+];
 
 /// The scenario that `lab demo` runs.
 pub const DEMO: &str = "boot";
@@ -67,12 +92,20 @@ pub fn find(name: &str) -> Result<&'static Scenario, LabError> {
 }
 
 impl Scenario {
-    /// Brings a lab up for it, runs it, takes the lab down. A scenario that cannot go on yields a report that is
+    /// Whether it runs on the engine that the user asks for, if any.
+    #[must_use]
+    pub fn runs_on(&self, asked: Option<Engine>) -> bool {
+        self.engine.is_none() || asked.is_none() || self.engine == asked
+    }
+
+    /// Time bounds are demanded times `slack`.
+    ///
+    /// Brings a lab up for it, runs it, takes the lab down unless it is to be kept. A scenario that cannot go on yields a report that is
     /// not `ok` and says why.
     ///
     /// # Errors
     /// If the lab does not come up.
-    pub fn play(&self, spec: &Spec) -> Result<ScenarioReport, LabError> {
+    pub fn play(&self, spec: &Spec, keep: bool, slack: f64) -> Result<ScenarioReport, LabError> {
         let engine = self.engine.or(spec.engine);
         let clients = self.clients.max(1);
         let lab = Lab::up(&Spec { engine, clients, ..spec.clone() })?;
@@ -82,12 +115,20 @@ impl Scenario {
             ok: true,
             ..ScenarioReport::default()
         };
-        let mut ctx = Ctx { lab, report };
+        let mut ctx = Ctx { lab, report, slack };
         if let Err(e) = (self.run)(&mut ctx) {
             ctx.report.ok = false;
             ctx.report.notes.push(e.to_string());
         }
-        ctx.lab.down()?;
+        if !ctx.report.ok {
+            ctx.lab.save_journals();
+            ctx.report.notes.push(format!("consoles and journals: {}", ctx.lab.logs().display()));
+        }
+        if keep {
+            ctx.lab.keep();
+        } else {
+            ctx.lab.down()?;
+        }
         Ok(ctx.report)
     }
 }

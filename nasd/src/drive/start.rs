@@ -1,0 +1,293 @@
+//! Assembles a running nasd from its configuration: one task per service, the event follower, the
+//! servers. Order matters at a restart: what runs is adopted before anything is decided (S9).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nasd_proto::control_server::ControlServer;
+use nasd_proto::peer_server::PeerServer;
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use super::drbd::{self, DrbdError, Follower, Resource};
+use super::fence;
+use super::hands::Hands;
+use super::network::Network;
+use super::right::{self, Keeper};
+use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
+use crate::api::control::{ControlService, Services};
+use crate::config::{Config, CoordinatorConfig, NodeConfig, ServiceConfig};
+use crate::coordinator::{self, CoordinatorError, LastSeen};
+use crate::core::machine::{Event, Machine};
+use crate::core::record::NodeName;
+use crate::io::Launcher;
+use crate::observe::timeline::Timeline;
+use crate::peer::link::{Link, LinkError};
+use crate::peer::server::{Entry, PeerService};
+use crate::peer::tls::{self, TlsError};
+
+/// Where nasd keeps what must survive a reboot.
+pub const STATE_DIR: &str = "/var/lib/nasd";
+
+/// nasd cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The host is not one of the configured nodes.
+    #[error("this host is called {hostname}, which is none of the configured nodes ({nodes}); correct [[node]] name or the host name")]
+    NotConfigured {
+        /// What the kernel says.
+        hostname: String,
+        /// What the configuration says.
+        nodes: String,
+    },
+    /// The peer channel.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Keys.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// DRBD.
+    #[error(transparent)]
+    Drbd(#[from] DrbdError),
+    /// The coordinator's set-up (not its reach: that is waited for).
+    #[error(transparent)]
+    Coordinator(#[from] CoordinatorError),
+    /// Namespace, interface or gate.
+    #[error("the network of service {service} cannot be set up: {source}")]
+    Network {
+        /// The service.
+        service: String,
+        /// What failed.
+        source: nasd_net::NetError,
+    },
+    /// A server ended.
+    #[error("a server of nasd ended: {0}")]
+    Server(#[from] tonic::transport::Error),
+    /// Files and sockets.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> StartError {
+    let what = what.into();
+    move |source| StartError::Io { what, source }
+}
+
+/// What one service's parts share.
+struct Common {
+    me: NodeName,
+    peer: NodeConfig,
+    digest: String,
+    coordinator: SharedCoordinator,
+    link: Link,
+    io_program: PathBuf,
+}
+
+/// Runs nasd until one of its servers ends.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
+    let nodes = config.nodes.iter().map(|n| n.name.0.clone()).collect::<Vec<_>>().join(", ");
+    let me = config
+        .this_node(&hostname)
+        .ok_or(StartError::NotConfigured { hostname, nodes })?
+        .clone();
+    let peer = config.peer_of(&me.name).cloned().ok_or_else(|| StartError::NotConfigured {
+        hostname: me.name.0.clone(),
+        nodes: "no second node".into(),
+    })?;
+    let link = Link::new(&peer, &config.peer)?;
+    let coordinator: SharedCoordinator = coordinator::open(&config, Path::new(STATE_DIR)).await?;
+    let common = Common {
+        me: me.name.clone(),
+        peer: peer.clone(),
+        digest: config.digest(),
+        coordinator,
+        link: link.clone(),
+        io_program: io_program(),
+    };
+    let (mut by_name, mut followers, mut records) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
+    for service in &config.services {
+        let (entry, follower) = start_service(&common, &config, service).await?;
+        records.insert(service.drbd.clone(), entry.hands.record.subscribe());
+        by_name.insert(service.name.clone(), entry);
+        followers.push(follower);
+    }
+    drbd::follow(followers).map_err(io("start the DRBD event thread"))?;
+    let services = Services {
+        by_name: Arc::new(by_name),
+        me: common.me.clone(),
+        peer: peer.name.clone(),
+        link,
+        coordinator_kind: match config.coordinator {
+            CoordinatorConfig::Etcd { .. } => "etcd",
+            CoordinatorConfig::File { .. } => "file",
+        },
+        started: Instant::now(),
+    };
+    for entry in services.by_name.values() {
+        let left = entry.hands.leftovers().await;
+        tracing::info!(service = entry.hands.service.name, ?left, "found");
+        drop(entry.handle.send(Command::Event(Event::Started(left))).await);
+    }
+    serve(&config, &me, services, records).await
+}
+
+fn io_program() -> PathBuf {
+    let beside = std::env::current_exe().ok().map(|p| p.with_file_name("nasd-io"));
+    beside.filter(|p| p.exists()).unwrap_or_else(|| PathBuf::from("/usr/sbin/nasd-io"))
+}
+
+async fn start_service(
+    common: &Common,
+    config: &Config,
+    service: &ServiceConfig,
+) -> Result<(Entry, Follower), StartError> {
+    std::fs::create_dir_all(service.run_dir())
+        .map_err(io(format!("make {}", service.run_dir().display())))?;
+    let resource = Arc::new(Resource::attach(&service.drbd).await?);
+    let for_thread = service.clone();
+    let stood = tokio::task::spawn_blocking(move || {
+        let stood = Network::stand_up(&for_thread)?;
+        stood.0.add_routes(&for_thread)?;
+        Ok(stood)
+    });
+    let network_error =
+        |source| StartError::Network { service: service.name.clone(), source };
+    let (network, gate) = match stood.await {
+        Ok(result) => result.map_err(network_error)?,
+        Err(error) => return Err(io("set up the network")(std::io::Error::other(error))),
+    };
+    let (handle, inbox) = mpsc::channel(256);
+    let (granted_tx, granted) = watch::channel(None);
+    let (wish, wish_rx) = watch::channel(None);
+    let hands = Arc::new(Hands {
+        me: common.me.clone(),
+        peer: common.peer.name.clone(),
+        service: service.clone(),
+        config_digest: common.digest.clone(),
+        right: config.right.clone(),
+        coordinator: Arc::clone(&common.coordinator),
+        last_seen: LastSeen::at(Path::new(STATE_DIR), &service.name),
+        peer_link: common.link.clone(),
+        network: Arc::new(network),
+        drbd: Arc::clone(&resource),
+        keeper: Arc::new(Mutex::new(Keeper::new(gate))),
+        wish,
+        granted,
+        timeline: Timeline::default(),
+        launcher: Launcher {
+            program: common.io_program.clone(),
+            socket: service.run_dir().join("io.sock"),
+            service: service.name.clone(),
+            netns: PathBuf::from("/run/netns").join(service.netns_name()),
+        },
+        io: tokio::sync::Mutex::default(),
+        clients: Mutex::default(),
+        record: watch::channel(None).0,
+        addressed_at: Mutex::default(),
+    });
+    tokio::spawn(right::keep(Arc::clone(&hands), wish_rx, granted_tx));
+    tokio::spawn(watch_record(Arc::clone(&hands), handle.clone()));
+    let founds = service.preferred.as_ref().unwrap_or(&config.nodes[0].name) == &common.me;
+    let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds);
+    tokio::spawn(ServiceTask::new(machine, Arc::clone(&hands), inbox, handle.clone()).run());
+    let follower = Follower {
+        resource: service.drbd.clone(),
+        slot: resource.slot(),
+        handle: handle.clone(),
+    };
+    Ok((Entry { handle, hands }, follower))
+}
+
+/// The coordinator's watch is a hint to look: what counts is a linearizable read.
+async fn watch_record(hands: Arc<Hands>, handle: Handle) {
+    use futures_util::StreamExt;
+    loop {
+        let mut changes = hands.coordinator.watch(&hands.service.name);
+        while changes.next().await.is_some() {
+            let event = hands.read_record().await;
+            if handle.send(Command::Event(event)).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn serve(
+    config: &Config,
+    me: &NodeConfig,
+    services: Services,
+    records: fence::Records,
+) -> Result<(), StartError> {
+    let socket = &config.control_socket;
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir).map_err(io(format!("make {}", dir.display())))?;
+    }
+    if socket.exists() {
+        std::fs::remove_file(socket).map_err(io(format!("remove the old {}", socket.display())))?;
+    }
+    let listener = UnixListener::bind(socket).map_err(io(format!("listen on {}", socket.display())))?;
+    restrict(socket)?;
+    let control = Server::builder()
+        .add_service(ControlServer::new(ControlService { services: services.clone() }))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    let peer = Server::builder()
+        .tls_config(tls::server(&config.peer)?)?
+        .tcp_nodelay(true)
+        .add_service(PeerServer::new(PeerService { services: services.clone() }))
+        .serve(me.address);
+    let fence = fence::serve(
+        Path::new(fence::SOCKET),
+        services.me.clone(),
+        services.peer.clone(),
+        records,
+    );
+    notify_ready();
+    tracing::info!(node = %me.name, services = services.by_name.len(), "nasd runs");
+    tokio::select! {
+        result = control => result?,
+        result = peer => result?,
+        result = fence => result.map_err(io("answer fence-peer"))?,
+        () = terminated() => tracing::info!("asked to end; services go on until their right runs out"),
+    }
+    Ok(())
+}
+
+fn restrict(socket: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
+        .map_err(io(format!("restrict {}", socket.display())))
+}
+
+fn notify_ready() {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::debug!(%error, "no service manager to tell");
+    }
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut term) => {
+            term.recv().await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "SIGTERM cannot be waited for");
+            std::future::pending::<()>().await;
+        }
+    }
+}

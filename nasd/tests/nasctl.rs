@@ -1,0 +1,393 @@
+//! `nasctl` against a fake nasd: texts, JSON lines, exit codes, broken streams (S8, S12).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nasd_proto::control_server::{Control, ControlServer};
+use nasd_proto::move_event::Kind;
+use nasd_proto::outcome::Result as Wire;
+use nasd_proto::{
+    AbortMoveReply, AbortMoveRequest, ClientStall, Finding, MoveEvent, NodeUnreachable, Outcome,
+    Preflight, StatusReply, StatusRequest, Step, SwitchoverRequest,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+type Events = Pin<Box<dyn Stream<Item = Result<MoveEvent, Status>> + Send>>;
+
+/// A nasd that plays a script.
+#[derive(Clone, Default)]
+struct Fake {
+    nodes: Vec<String>,
+    unreachable: Vec<NodeUnreachable>,
+    /// Events of a switchover; `Err` breaks the stream.
+    script: Vec<Result<MoveEvent, Status>>,
+    /// Refuse the call itself.
+    refuse: Option<Status>,
+    /// Never end the stream.
+    hang: bool,
+    aborted: bool,
+    asked: Arc<Mutex<Vec<SwitchoverRequest>>>,
+}
+
+#[tonic::async_trait]
+impl Control for Fake {
+    type SwitchoverStream = Events;
+
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
+        assert!(!request.into_inner().local_only, "the peer must be asked as well");
+        let (node_json, unreachable) = (self.nodes.clone(), self.unreachable.clone());
+        Ok(Response::new(StatusReply { node_json, unreachable }))
+    }
+
+    async fn switchover(
+        &self,
+        request: Request<SwitchoverRequest>,
+    ) -> Result<Response<Events>, Status> {
+        self.asked.lock().unwrap().push(request.into_inner());
+        if let Some(status) = &self.refuse {
+            return Err(status.clone());
+        }
+        let script = tokio_stream::iter(self.script.clone());
+        if self.hang {
+            return Ok(Response::new(Box::pin(script.chain(tokio_stream::pending()))));
+        }
+        Ok(Response::new(Box::pin(script)))
+    }
+
+    async fn abort_move(
+        &self,
+        _: Request<AbortMoveRequest>,
+    ) -> Result<Response<AbortMoveReply>, Status> {
+        let message = if self.aborted { "nas1 serves on" } else { "nothing is under way" };
+        Ok(Response::new(AbortMoveReply { aborted: self.aborted, message: message.into() }))
+    }
+}
+
+/// Runs the fake on a socket in a directory of its own, for as long as the value lives.
+struct Server {
+    dir: TempDir,
+    asked: Arc<Mutex<Vec<SwitchoverRequest>>>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start(fake: Fake) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let asked = fake.asked.clone();
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::UnixListener::bind(dir.path().join("s")).unwrap()
+        };
+        let serve = tonic::transport::Server::builder()
+            .add_service(ControlServer::new(fake))
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        runtime.spawn(serve);
+        Self { dir, asked, _runtime: runtime }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        nasctl(&self.socket(), args).output().unwrap()
+    }
+}
+
+fn nasctl(socket: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nasctl"));
+    command.arg("--socket").arg(socket).args(args);
+    command
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    out(output).lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn event(kind: Kind) -> Result<MoveEvent, Status> {
+    Ok(MoveEvent { kind: Some(kind) })
+}
+
+fn preflight(refuses: bool) -> Result<MoveEvent, Status> {
+    let finding = Finding {
+        code: "foreign-openers".into(),
+        refuses,
+        evidence: "/dev/drbd0: lvm[7]".into(),
+        remedy: "stop it".into(),
+    };
+    event(Kind::Preflight(Preflight {
+        service: "vms".into(),
+        from: "nas1".into(),
+        to: "nas2".into(),
+        findings: vec![finding],
+        predicted_stall_ms: 380,
+    }))
+}
+
+fn step(done: bool) -> Result<MoveEvent, Status> {
+    event(Kind::Step(Step {
+        node: "nas1".into(),
+        name: "cut".into(),
+        started_unix_ns: 1_700_000_000_000_000_000,
+        took_us: if done { 12_300 } else { 0 },
+        done,
+        detail: String::new(),
+    }))
+}
+
+fn outcome(result: Wire) -> Result<MoveEvent, Status> {
+    let clients = vec![ClientStall { client: "hv1".into(), stall_us: 341_000, reclaimed: true }];
+    event(Kind::Outcome(Outcome {
+        result: result.into(),
+        message: String::new(),
+        owner: "nas2".into(),
+        epoch: 12,
+        silent_us: 312_000,
+        clients,
+    }))
+}
+
+fn scripted(script: Vec<Result<MoveEvent, Status>>) -> Server {
+    Server::start(Fake { script, ..Fake::default() })
+}
+
+#[test]
+fn a_move_is_told_from_preflight_to_stalls() {
+    let server = scripted(vec![preflight(false), step(false), step(true), outcome(Wire::Moved)]);
+    let output = server.run(&["switchover", "vms", "--to", "nas2", "--timeout", "2.5"]);
+    let expected = "\
+vms: nas1 → nas2
+
+pre-flight
+  warning  foreign-openers
+    evidence  /dev/drbd0: lvm[7]
+    remedy    stop it
+  predicted stall: 380 ms
+
+    +0.000 s  nas1        cut                          12 ms
+moved: nas2 serves vms, epoch 12, silent for 312 ms
+
+  CLIENT  STALL   STATE
+  hv1     341 ms  reclaimed
+";
+    assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)));
+    let asked = server.asked.lock().unwrap();
+    let (service, to) = ("vms".to_owned(), "nas2".to_owned());
+    assert_eq!(*asked, [SwitchoverRequest { service, to, dry_run: false, timeout_ms: 2500 }]);
+}
+
+#[test]
+fn exit_codes_follow_the_outcome() {
+    let results = [
+        (Wire::Moved, 0, "moved"),
+        (Wire::DryRun, 0, "dry-run"),
+        (Wire::Refused, 1, "refused"),
+        (Wire::RolledBack, 3, "rolled-back"),
+        (Wire::Failed, 4, "failed"),
+        (Wire::Unknown, 5, "unknown"),
+    ];
+    for (result, code, name) in results {
+        let output = scripted(vec![outcome(result)]).run(&["switchover", "vms", "--json"]);
+        assert_eq!(output.status.code(), Some(code), "{result:?}");
+        let last = json_lines(&output).pop().unwrap();
+        assert_eq!((&last["result"], &last["exit_code"]), (&json!(name), &json!(code)));
+    }
+}
+
+#[test]
+fn a_dry_run_with_a_refusal_would_not_move() {
+    let output = scripted(vec![preflight(true), outcome(Wire::DryRun)]).run(&[
+        "switchover",
+        "vms",
+        "--dry-run",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out(&output).contains("  refusal  foreign-openers\n"), "{}", out(&output));
+}
+
+#[test]
+fn json_is_one_object_per_line_and_ends_with_the_outcome() {
+    let output = scripted(vec![preflight(false), step(true), outcome(Wire::Moved)]).run(&[
+        "switchover",
+        "vms",
+        "--json",
+    ]);
+    let lines = json_lines(&output);
+    let events: Vec<_> = lines.iter().map(|l| l["event"].as_str().unwrap()).collect();
+    assert_eq!(events, ["preflight", "step", "outcome"]);
+    assert_eq!(lines[1]["started_unix_us"], json!(1_700_000_000_000_000_u64));
+    assert_eq!(lines[2]["clients"][0]["stall_us"], json!(341_000));
+}
+
+#[test]
+fn s12_a_stream_that_breaks_or_ends_early_is_unknown() {
+    for broken in [Some(Err(Status::unavailable("gone"))), Some(Err(Status::not_found("x"))), None]
+    {
+        let mut script = vec![preflight(false), step(false)];
+        script.extend(broken);
+        let server = scripted(script);
+        let output = server.run(&["switchover", "vms"]);
+        assert_eq!(output.status.code(), Some(5));
+        assert!(out(&output).contains("not finished: nas1 cut"), "{}", out(&output));
+        let told = err(&output);
+        assert!(told.contains("outcome unknown") && told.contains("nasctl status"), "{told}");
+        let last = json_lines(&server.run(&["switchover", "vms", "--json"])).pop().unwrap();
+        assert_eq!(last["result"], json!("unknown"));
+        assert_eq!(last["owner"], Value::Null);
+    }
+}
+
+#[test]
+fn a_call_that_nasd_refuses_changed_nothing() {
+    let refuse = Some(Status::not_found("no service 'vms'"));
+    let output = Server::start(Fake { refuse, ..Fake::default() }).run(&["switchover", "vms"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(err(&output), "nasctl: refused: no service 'vms'\n");
+    let refuse = Some(Status::internal("?"));
+    let output = Server::start(Fake { refuse, ..Fake::default() }).run(&["switchover", "vms"]);
+    assert_eq!(output.status.code(), Some(5), "an internal error says nothing about the move");
+}
+
+#[test]
+fn ctrl_c_undoes_nothing_and_says_so() {
+    let script = vec![preflight(false), step(false)];
+    let server = Server::start(Fake { script, hang: true, ..Fake::default() });
+    let mut command = nasctl(&server.socket(), &["switchover", "vms"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while server.asked.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "nasctl did not ask");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(err(&output).contains("interrupted\n  the move may go on in nasd, nothing is undone"));
+}
+
+#[test]
+fn abort_says_whether_it_aborted() {
+    for (aborted, code, name) in [(true, 0, "aborted"), (false, 1, "not-aborted")] {
+        let server = Server::start(Fake { aborted, ..Fake::default() });
+        let output = server.run(&["switchover", "vms", "--abort", "--json"]);
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(json_lines(&output)[0]["result"], json!(name));
+        assert_eq!(server.run(&["switchover", "vms", "--abort"]).status.code(), Some(code));
+    }
+}
+
+#[test]
+fn without_nasd_it_says_so_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent");
+    let dead = dir.path().join("dead");
+    drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+    for socket in [&absent, &dead] {
+        for args in [&["status"][..], &["switchover", "vms"], &["switchover", "vms", "--abort"]] {
+            let output = nasctl(socket, args).output().unwrap();
+            assert_eq!(output.status.code(), Some(5), "{args:?}");
+            let told = err(&output);
+            assert!(told.contains("nasd does not run on this machine"), "{told}");
+            assert!(told.contains("systemctl status nasd"), "{told}");
+        }
+    }
+    let output = nasctl(&absent, &["switchover", "vms", "--json"]).output().unwrap();
+    assert_eq!(json_lines(&output)[0]["result"], json!("unreachable"));
+}
+
+#[test]
+fn s8_a_nasd_that_hangs_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let _silent = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+    let started = Instant::now();
+    let output = nasctl(&dir.path().join("s"), &["status"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(err(&output).contains("did not answer within"), "{}", err(&output));
+}
+
+fn node_json() -> String {
+    json!({
+        "node": "nas1", "version": "0.1.0", "uptime_s": 5,
+        "coordinator": {"kind": "file", "reachable": true},
+        "peer": {"node": "nas2", "reachable": true},
+        "services": [{"service": "vms", "stage": "serving", "addresses": [], "exports": [],
+            "gate_open": true, "clients": []}],
+    })
+    .to_string()
+}
+
+fn status_server() -> Server {
+    let unreachable = vec![NodeUnreachable { node: "nas2".into(), reason: "timed out".into() }];
+    Server::start(Fake { nodes: vec![node_json()], unreachable, ..Fake::default() })
+}
+
+#[test]
+fn status_shows_nodes_and_who_does_not_answer() {
+    let server = status_server();
+    let output = server.run(&["status"]);
+    let expected = "\
+vms  served by nas1
+  NODE  STAGE    ROLE  CONNECTION  DISKS  GATE  GRACE  NFSD  CLIENTS
+  nas1  serving  -     -           -      open  -      -     0
+
+! nas2 does not answer: timed out
+    on nas2: systemctl status nasd
+";
+    assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)));
+    let output = server.run(&["status", "vms", "--json"]);
+    let shown = &json_lines(&output)[0];
+    assert_eq!(shown["nodes"][0]["services"][0]["stage"], json!("serving"));
+    assert_eq!(shown["unreachable"], json!([{"node": "nas2", "reason": "timed out"}]));
+}
+
+#[test]
+fn an_unknown_service_is_1_and_usage_is_2() {
+    let server = status_server();
+    let output = server.run(&["status", "nope"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(err(&output), "nasctl: no node that answered knows a service \"nope\"\n");
+    for usage in [
+        &["switchover"][..],
+        &["switchover", "v", "--timeout", "0"],
+        &["switchover", "v", "--abort", "--dry-run"],
+    ] {
+        assert_eq!(server.run(usage).status.code(), Some(2), "{usage:?}");
+    }
+}
+
+#[test]
+fn help_documents_exit_codes_and_examples() {
+    let output = nasctl(Path::new("/nonexistent"), &["switchover", "--help"]).output().unwrap();
+    let help = out(&output);
+    for part in ["EXIT CODES", "EXAMPLES", "3  rolled back", "Ctrl-C", "one object per line"] {
+        assert!(help.contains(part), "{part} is missing:\n{help}");
+    }
+}

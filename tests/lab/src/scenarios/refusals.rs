@@ -1,0 +1,144 @@
+//! Moves that must not happen: `switchover-busy`, `switchover-wrong-disk`.
+
+use std::thread;
+use std::time::Duration;
+
+use super::bed::{Bed, FAIL_POINTS, VMS};
+use super::{Ctx, Scenario};
+use crate::error::LabError;
+
+/// A process uses the volume.
+pub const BUSY: Scenario = Scenario {
+    name: "switchover-busy",
+    summary: "a process holds the volume: refused in pre-flight; opened later: rolled back",
+    engine: None,
+    nightly: false,
+    clients: 2,
+    run: busy,
+};
+
+/// The target cannot or must not open.
+pub const WRONG_DISK: Scenario = Scenario {
+    name: "switchover-wrong-disk",
+    summary: "target diskless, resyncing, mount point taken, other marker: never opens there",
+    engine: None,
+    nightly: false,
+    clients: 2,
+    run: wrong_disk,
+};
+
+const HOLD: &str = "exec 9</srv/nasd/vms/vms/.nasd/marker.json; sleep 600";
+const LIMIT: Duration = Duration::from_secs(15);
+
+fn busy(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = Bed::up(ctx, &[VMS])?;
+    bed.write(ctx)?;
+    let job = ctx.lab.spawn("nas1", &["bash", "-c", HOLD])?;
+    thread::sleep(Duration::from_millis(500));
+    let refused = bed.switchover(ctx, "nas1", VMS, &[])?;
+    ctx.report.moves += 1;
+    ctx.demand(refused.code == 1, "an open file refuses the move in pre-flight");
+    ctx.demand(refused.refusals() == ["volume-busy"], "the refusal says volume-busy");
+    let named = refused.events.iter().any(|e| e.to_string().contains("bash ("));
+    ctx.demand(named, "the refusal names the process");
+    job.kill()?;
+    job.wait(LIMIT)?;
+    let window = opened_after_preflight(ctx, &bed)?;
+    bed.stop_writing(ctx)?;
+    bed.verify(ctx, &window)?;
+    let owner = bed.wait_served(ctx, VMS, LIMIT)?;
+    ctx.demand(owner == "nas1", "the service is on its old owner");
+    let stalled = ctx.report.stall_ms.max.unwrap_or(f64::MAX);
+    ctx.bound("stall of the rollback ms", Some(stalled), 6000.0);
+    Ok(())
+}
+
+/// A fail point holds nasd between pre-flight and move while the file is opened.
+fn opened_after_preflight(
+    ctx: &mut Ctx,
+    bed: &Bed,
+) -> Result<Vec<crate::report::Window>, LabError> {
+    ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:1500\n", 0o600)?;
+    let opener = format!("sleep 1; {HOLD}");
+    let job = ctx.lab.spawn("nas1", &["bash", "-c", &opener])?;
+    let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
+    ctx.report.moves += 1;
+    ctx.demand(moved.code == 3, "a file opened after the pre-flight rolls the move back");
+    ctx.demand(moved.message().contains("bash ("), "the outcome names the process");
+    ctx.report.notes.push(format!("rolled back: {}", moved.message()));
+    job.kill()?;
+    job.wait(LIMIT)?;
+    Ok(moved.window.into_iter().collect())
+}
+
+fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = Bed::up(ctx, &[VMS])?;
+    bed.write(ctx)?;
+    let capture = ctx.lab.capture("nas2", &format!("src host {} or (arp and arp[14:4] = 0x0a4d0065)", VMS.address))?;
+    refused_after(ctx, &bed, "diskless", "drbdadm detach r0", &["target-disk", "target-not-current"])?;
+    resync(ctx, &bed)?;
+    let foreign = "mkdir -p /srv/nasd/vms/vms && mount -t tmpfs none /srv/nasd/vms/vms";
+    refused_after(ctx, &bed, "mount point taken", foreign, &["mountpoint-taken"])?;
+    ctx.lab.sh("nas2", "umount /srv/nasd/vms/vms", LIMIT)?;
+    let windows = other_marker(ctx, &bed)?;
+    let seen = capture.end()?;
+    ctx.demand(seen.lines.is_empty(), "the address never answers on the target");
+    ctx.report.notes.extend(seen.lines.iter().take(5).cloned());
+    bed.stop_writing(ctx)?;
+    bed.verify(ctx, &windows)?;
+    let owner = bed.wait_served(ctx, VMS, LIMIT)?;
+    ctx.demand(owner == "nas1", "the service is on its old owner");
+    Ok(())
+}
+
+fn refused_after(
+    ctx: &mut Ctx,
+    bed: &Bed,
+    what: &str,
+    script: &str,
+    codes: &[&str],
+) -> Result<(), LabError> {
+    ctx.lab.sh("nas2", script, LIMIT)?;
+    thread::sleep(Duration::from_millis(500));
+    let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
+    ctx.report.moves += 1;
+    let found = moved.refusals();
+    ctx.demand(moved.code == 1, &format!("{what}: refused (exit {})", moved.code));
+    let named = codes.iter().any(|c| found.iter().any(|f| f == c));
+    ctx.demand(named, &format!("{what}: one of {codes:?} among {found:?}"));
+    Ok(())
+}
+
+/// The disk comes back while the replication is slow: a resynchronisation runs.
+fn resync(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
+    let slow = "drbdadm attach r0; drbdsetup disk-options 0 --resync-rate=10k --c-plan-ahead=0 --c-min-rate=0 || true";
+    for nas in ["nas1", "nas2"] {
+        ctx.lab.sh(nas, "drbdsetup disk-options 0 --resync-rate=100k --c-plan-ahead=0 --c-min-rate=1k 2>/dev/null || true", LIMIT)?;
+    }
+    let script = format!("{slow}; drbdadm invalidate r0 || true");
+    refused_after(ctx, bed, "resync running", &script, &["resync-running"])?;
+    for nas in ["nas1", "nas2"] {
+        ctx.lab.sh(nas, "drbdsetup disk-options 0 --resync-rate=400M --c-plan-ahead=0 --c-min-rate=0", LIMIT)?;
+    }
+    ctx.lab.drbd_wait("r0", "dstate", "UpToDate/UpToDate")?;
+    bed.wait_served(ctx, VMS, Duration::from_secs(30)).map(drop)
+}
+
+/// The volume's marker is of another service: the target mounts, sees it, closes; the old owner too
+/// must then refuse until the marker is right again.
+fn other_marker(ctx: &mut Ctx, bed: &Bed) -> Result<Vec<crate::report::Window>, LabError> {
+    let marker = "/srv/nasd/vms/vms/.nasd/marker.json";
+    let swap = format!("cp -p {marker} /run/marker; sed -i 's/\"vms\"/\"other\"/' {marker}; sync");
+    ctx.lab.sh("nas1", &swap, LIMIT)?;
+    let back = format!(
+        "for i in $(seq 3000); do grep -q '\"other\"' {marker} 2>/dev/null && test -n \"$(journalctl -u nasd | grep 'wrong volume')\" && break; sleep 0.05; done; cp -p /run/marker {marker}; sync"
+    );
+    let fix = ctx.lab.spawn("nas1", &["bash", "-c", &back])?;
+    let moved = bed.switchover(ctx, "nas1", VMS, &["--timeout", "20"])?;
+    ctx.report.moves += 1;
+    ctx.demand(moved.code != 0, "a volume with another marker is not opened");
+    ctx.report.notes.push(format!("other marker: exit {} {}", moved.code, moved.message()));
+    fix.wait(ctx.patience(Duration::from_secs(60)))?;
+    bed.wait_served(ctx, VMS, Duration::from_secs(60))?;
+    Ok(moved.window.into_iter().collect())
+}
