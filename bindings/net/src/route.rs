@@ -25,8 +25,8 @@ pub enum Route {
 /// Adds or replaces the route through `interface`.
 ///
 /// # Errors
-/// [`NetError::Refused`] (`ENETDOWN`: set the interface up first), [`NetError::InterfaceMissing`],
-/// [`NetError::BadPrefix`], [`NetError::Timeout`].
+/// [`crate::NetError::Refused`] (`ENETDOWN`: set the interface up first), [`crate::NetError::InterfaceMissing`],
+/// [`crate::NetError::BadPrefix`], [`crate::NetError::Timeout`].
 pub fn ensure(worker: &NetnsWorker, interface: &str, route: Route, limit: Duration) -> Result<()> {
     let index = link::get(worker, interface, limit)?.index;
     let message = message(route, index)?;

@@ -9,6 +9,7 @@ pub mod host;
 mod problem;
 mod raw;
 mod refusal;
+mod services;
 mod validate;
 pub mod values;
 
@@ -202,8 +203,6 @@ pub struct FilesystemConfig {
     pub anongid: Option<u32>,
     #[serde(skip)]
     volume_span: Range<usize>,
-    #[serde(skip)]
-    export_span: Range<usize>,
 }
 
 impl Config {
@@ -331,6 +330,7 @@ impl ServiceConfig {
         self.filesystems.iter().find(|f| f.volume == volume)
     }
 }
+
 
 #[cfg(test)]
 mod tests;

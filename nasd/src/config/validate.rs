@@ -1,6 +1,6 @@
 //! From the raw shape to a checked [`Config`]; collects every fault before it gives up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -12,12 +12,8 @@ use toml::Spanned;
 use super::problem::Problem;
 use super::raw::{self, Raw, Text};
 use super::refusal::{Origin, Refusal};
-use super::values::{Cidr, ClientMatch, Fsid, Mac, ValueError, duration};
-use super::values::{is_export, is_interface, is_name, is_word};
-use super::{
-    Config, CoordinatorConfig, FilesystemConfig, FsType, InterfaceMode, NodeConfig, RightConfig,
-    ServiceConfig, ServiceSpans, TlsPaths,
-};
+use super::values::{Fsid, Mac, ValueError, duration, is_name, is_word};
+use super::{Config, CoordinatorConfig, NodeConfig, RightConfig, TlsPaths};
 use crate::core::record::NodeName;
 
 /// Right: below 300 ms a scheduling hiccup closes the gate; above 10 s a failover is no failover.
@@ -27,17 +23,17 @@ const HEARTBEAT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// Address lifetime: the kernel's own timer is up to a second late (hole C3).
 const VALID_LFT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// `nfsd4_lease` and `nfsv4gracetime` accept 10 to 3600 s (`fs/nfsd/nfsctl.c`, `__write_leasetime`).
-const LEASE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
+pub(super) const LEASE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 /// One call to the coordinator.
 const DEADLINE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// `sun_path` (108, `unix(7)`) less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
-const NAME_RULE: &str = "lower-case letters, digits and '-', a letter first, at most 31";
-const WORD_RULE: &str = "letters, digits, '-', '_' and '.', at most 63";
+pub(super) const NAME_RULE: &str = "lower-case letters, digits and '-', a letter first, at most 31";
+pub(super) const WORD_RULE: &str = "letters, digits, '-', '_' and '.', at most 63";
 
 /// Values seen so far with the place of their first use.
-struct Seen<T>(&'static str, HashMap<T, Range<usize>>);
+pub(super) struct Seen<T>(&'static str, pub(super) HashMap<T, Range<usize>>);
 
 impl<T: Eq + Hash + ToString> Seen<T> {
     fn new(what: &'static str) -> Self {
@@ -45,25 +41,27 @@ impl<T: Eq + Hash + ToString> Seen<T> {
     }
 }
 
-struct Checker<'a> {
-    origin: &'a Origin,
-    found: Vec<Refusal<Problem>>,
+pub(super) struct Checker<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) found: Vec<Refusal<Problem>>,
 }
 
 /// Names that must be unique over all services.
-struct Unique {
-    names: Seen<String>,
-    resources: Seen<String>,
-    addresses: Seen<IpAddr>,
-    macs: Seen<Mac>,
-    exports: Seen<String>,
-    fsids: Seen<Fsid>,
+pub(super) struct Unique {
+    pub(super) names: Seen<String>,
+    pub(super) resources: Seen<String>,
+    pub(super) addresses: Seen<IpAddr>,
+    pub(super) macs: Seen<Mac>,
+    pub(super) exports: Seen<String>,
+    pub(super) fsids: Seen<Fsid>,
+    /// The services' addresses alone; `addresses` holds the nodes' own as well.
+    pub(super) floating: HashSet<IpAddr>,
 }
 
 /// What the services' checks need of the rest.
-struct Context<'a> {
-    cluster: &'a str,
-    nodes: &'a [NodeConfig],
+pub(super) struct Context<'a> {
+    pub(super) cluster: &'a str,
+    pub(super) nodes: &'a [NodeConfig],
 }
 
 pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<Problem>>> {
@@ -81,7 +79,7 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
     let control_socket = c.socket(raw.control.socket.as_ref());
     let context = Context { cluster: &cluster, nodes: &nodes };
     let services = raw.services.iter().map(|s| c.service(s, &context, &mut unique)).collect();
-    c.endpoints_apart(&raw.cluster.coordinator, &unique.addresses, nodes.len());
+    c.endpoints_apart(&raw.cluster.coordinator, &unique.floating);
     match (<[NodeConfig; 2]>::try_from(nodes), coordinator) {
         (Ok(nodes), Some(coordinator)) if c.found.is_empty() => {
             let origin = origin.clone();
@@ -100,12 +98,13 @@ impl Unique {
             macs: Seen::new("MAC address"),
             exports: Seen::new("export path"),
             fsids: Seen::new("fsid"),
+            floating: HashSet::new(),
         }
     }
 }
 
 impl Checker<'_> {
-    fn refuse(&mut self, span: Range<usize>, problem: Problem) {
+    pub(super) fn refuse(&mut self, span: Range<usize>, problem: Problem) {
         self.found.push(Refusal::new(self.origin, span, problem));
     }
 
@@ -114,7 +113,7 @@ impl Checker<'_> {
         self.found
     }
 
-    fn once<T: Eq + Hash + ToString>(&mut self, seen: &mut Seen<T>, value: T, span: Range<usize>) {
+    pub(super) fn once<T: Eq + Hash + ToString>(&mut self, seen: &mut Seen<T>, value: T, span: Range<usize>) {
         if let Some(first) = seen.1.get(&value) {
             let (what, first) = (seen.0, self.origin.line(first.start));
             let value = value.to_string();
@@ -124,7 +123,7 @@ impl Checker<'_> {
         }
     }
 
-    fn name(&mut self, what: &'static str, text: &Text, good: fn(&str) -> bool, allowed: &'static str) -> String {
+    pub(super) fn name(&mut self, what: &'static str, text: &Text, good: fn(&str) -> bool, allowed: &'static str) -> String {
         let value = text.get_ref().clone();
         if !good(&value) {
             self.refuse(text.span(), Problem::Name { what, value: value.clone(), allowed });
@@ -132,7 +131,7 @@ impl Checker<'_> {
         value
     }
 
-    fn bad_value(&mut self, key: &'static str, text: &Text, example: &'static str, source: ValueError) {
+    pub(super) fn bad_value(&mut self, key: &'static str, text: &Text, example: &'static str, source: ValueError) {
         let value = text.get_ref().clone();
         self.refuse(text.span(), Problem::Value { key, value, example, source });
     }
@@ -171,7 +170,7 @@ impl Checker<'_> {
         value
     }
 
-    fn seconds(&mut self, key: &'static str, text: Option<&Text>, range: (Duration, Duration), default: Duration) -> Duration {
+    pub(super) fn seconds(&mut self, key: &'static str, text: Option<&Text>, range: (Duration, Duration), default: Duration) -> Duration {
         let value = self.time(key, text, range, default);
         if let Some(text) = text
             && value.subsec_nanos() != 0
@@ -288,21 +287,19 @@ impl Checker<'_> {
     }
 
     /// etcd on an address that moves with a service could not be asked whether it may move.
-    fn endpoints_apart(&mut self, raw: &Spanned<raw::Coordinator>, seen: &Seen<IpAddr>, _nodes: usize) {
+    fn endpoints_apart(&mut self, raw: &Spanned<raw::Coordinator>, floating: &HashSet<IpAddr>) {
         let Some(etcd) = &raw.get_ref().etcd else { return };
         for text in etcd.endpoints.get_ref() {
             let ip = endpoint_host(text.get_ref()).and_then(|h| h.parse::<IpAddr>().ok());
-            let first = ip.and_then(|ip| seen.1.get(&ip));
-            let after = first.is_some_and(|at| at.start > text.span().start);
-            if after && !self.is_node_line(first) {
+            if ip.is_some_and(|ip| floating.contains(&ip)) {
                 let why = "a floating address of a service";
                 self.refuse(text.span(), Problem::Endpoint { value: text.get_ref().clone(), why });
             }
         }
     }
 
-    fn is_node_line(&self, at: Option<&Range<usize>>) -> bool {
-        at.is_some_and(|at| self.origin.slice(at).contains("]:") || self.origin.slice(at).matches(':').count() == 1)
+    pub(super) fn line_of(&self, at: &Range<usize>) -> usize {
+        self.origin.line(at.start)
     }
 }
 

@@ -297,8 +297,8 @@ impl Hands {
     #[must_use]
     pub fn gate_left(&self) -> Option<Duration> {
         let state = lock(&self.keeper).read().ok()?;
-        let now = MonotonicInstant::now();
-        state.egress.is_open(now).then(|| state.egress.left(now))
+        let end = MonotonicInstant::from_nanos(state.egress.as_nanos());
+        state.egress_open().then(|| end.saturating_duration_since(state.now))
     }
 
     // ---- clients -----------------------------------------------------------------------------

@@ -10,7 +10,9 @@ use nasd_net::addr::{self, IfAddr, Lifetime};
 use nasd_net::gate::Gate;
 use nasd_net::link::{self, MacAddr, MacvlanSpec};
 use nasd_net::sockets::{self, Connection};
-use nasd_net::{NetError, Netns, NetnsWorker, frames, route, tickle};
+use nasd_net::frames::Announcer;
+use nasd_net::tickle::{Payload, Tickler};
+use nasd_net::{NetError, Netns, NetnsWorker, route};
 use nasd_nfsd::exports::{Cidr as ExportCidr, FsUuid};
 
 use crate::config::{ClientMatch, Fsid, ServiceConfig};
@@ -25,6 +27,8 @@ const CALL: Duration = Duration::from_millis(800);
 /// One service's network.
 pub struct Network {
     worker: NetnsWorker,
+    announcer: Announcer,
+    tickler: Tickler,
     addresses: Vec<IfAddr>,
 }
 
@@ -46,7 +50,7 @@ impl Network {
         link::ensure_macvlan(&host, &worker, &spec, limit)?;
         link::prepare(&worker, INTERFACE, limit)?;
         let pin = std::path::Path::new("/sys/fs/bpf/nasd").join(&service.name);
-        let gate = Gate::install_or_adopt(&netns, INTERFACE, &pin)?;
+        let gate = Gate::install_or_adopt(&worker, INTERFACE, &pin, limit)?;
         link::set_up(&worker, "lo", limit)?;
         link::set_up(&worker, INTERFACE, limit)?;
         let addresses = service
@@ -54,7 +58,9 @@ impl Network {
             .iter()
             .map(|a| IfAddr { ip: a.address(), prefix: a.prefix() })
             .collect();
-        Ok((Self { worker, addresses }, gate))
+        let announcer = Announcer::open(&netns, INTERFACE)?;
+        let tickler = Tickler::open(&netns)?;
+        Ok((Self { worker, announcer, tickler, addresses }, gate))
     }
 
     /// Adds the addresses or renews their lifetime (the second belt of S4).
@@ -115,8 +121,7 @@ impl Network {
     /// # Errors
     /// When a frame cannot be sent.
     pub fn announce(&self) -> Result<(), NetError> {
-        let ips: Vec<IpAddr> = self.addresses.iter().map(|a| a.ip).collect();
-        frames::announce(&self.worker, INTERFACE, &ips, CALL)
+        self.addresses.iter().try_for_each(|a| self.announcer.announce(a.ip))
     }
 
     /// Established connections to the NFS port at the floating addresses.
@@ -129,18 +134,13 @@ impl Network {
         Ok(all)
     }
 
-    /// Whether no reply waits to be sent or acknowledged.
-    ///
-    /// # Errors
-    /// When the sockets cannot be listed.
-    pub fn is_idle(&self) -> Result<bool, NetError> {
-        sockets::send_queues_empty(&self.worker, NFS_PORT, CALL)
-    }
-
     /// Tickles the clients' old connections; failures are logged, nobody waits.
     pub fn tickle(&self, clients: &[Connection], with_payload: bool) {
-        if let Err(error) = tickle::send(&self.worker, clients, with_payload, CALL) {
-            tracing::warn!(%error, "a client could not be tickled; it comes back by itself, later");
+        let payload = if with_payload { Payload::OneByte } else { Payload::Empty };
+        for client in clients {
+            if let Err(error) = self.tickler.send(client.local, client.peer, payload) {
+                tracing::warn!(%error, "a client could not be tickled; it comes back by itself, later");
+            }
         }
     }
 
@@ -165,7 +165,7 @@ pub fn uuid_of(fsid: Fsid) -> FsUuid {
 pub fn cidrs_of(client: &ClientMatch) -> Vec<ExportCidr> {
     let whole = ["0.0.0.0/0", "::/0"];
     match client {
-        ClientMatch::Any => whole.iter().filter_map(|t| t.parse().ok()).collect(),
-        ClientMatch::Net(net) => net.to_string().parse().into_iter().collect(),
+        ClientMatch::Anybody => whole.iter().filter_map(|t| t.parse().ok()).collect(),
+        ClientMatch::Network(net) => net.to_string().parse().into_iter().collect(),
     }
 }

@@ -136,7 +136,7 @@ pub async fn wait_for(
 ) -> Option<Right> {
     let mut granted = granted.clone();
     let fresh = |right: &Option<Right>| {
-        right.is_some_and(|r| r.epoch == epoch && r.deadline.is_open(MonotonicInstant::now()))
+        right.is_some_and(|r| r.epoch == epoch && r.deadline.allows(MonotonicInstant::now()))
     };
     let found = tokio::time::timeout(limit, granted.wait_for(fresh)).await;
     found.ok()?.ok().and_then(|r| *r)

@@ -1,0 +1,406 @@
+//! The configuration against this host: DRBD's options, devices, write caches, interface.
+//!
+//! Keeps S1's set-up half: a resource whose options could let two nodes write is refused before
+//! anything starts. What cannot be read is refused too (S12). Nothing is changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use miette::Diagnostic;
+use thiserror::Error;
+
+use super::refusal::{Refusal, Remedy};
+use super::{Config, ServiceConfig};
+
+/// Time for `drbdadm dump-xml`.
+const DUMP: Duration = Duration::from_secs(10);
+/// Our handler, as a path component of the configured command.
+const HANDLER: &str = "nasd-fence-peer";
+
+/// What is wrong with the host for a service.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum HostProblem {
+    /// `drbdadm` does not know the resource, or does not answer.
+    #[error("drbdadm cannot show resource {resource}: {reason}")]
+    NoResource {
+        /// The resource.
+        resource: String,
+        /// What it said.
+        reason: String,
+    },
+    /// An option that breaks S1.
+    #[error("resource {resource}: {option} is {actual}, must be {expected}")]
+    Option {
+        /// The resource.
+        resource: String,
+        /// The option, as drbd.conf(5) calls it.
+        option: &'static str,
+        /// What it is.
+        actual: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// A volume that the resource does not have, or whose disk is missing.
+    #[error("volume {volume} of {resource}: {reason}")]
+    Device {
+        /// The resource.
+        resource: String,
+        /// The volume.
+        volume: u16,
+        /// What is missing.
+        reason: String,
+    },
+    /// A write cache that a power cut empties.
+    #[error("{disk} below volume {volume} of {resource} has a volatile write cache: after a power cut of both nodes acknowledged writes may be missing")]
+    WriteCache {
+        /// The resource.
+        resource: String,
+        /// The volume.
+        volume: u16,
+        /// The disk.
+        disk: String,
+    },
+    /// No such interface.
+    #[error("this host has no interface {interface}")]
+    Interface {
+        /// The name.
+        interface: String,
+    },
+}
+
+impl Remedy for HostProblem {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::NoResource { .. } => "host.drbd.resource",
+            Self::Option { .. } => "host.drbd.option",
+            Self::Device { .. } => "host.drbd.device",
+            Self::WriteCache { .. } => "host.write_cache",
+            Self::Interface { .. } => "host.interface",
+        }
+    }
+
+    fn remedy(&self) -> String {
+        match self {
+            Self::NoResource { resource, .. } => {
+                format!("define it in /etc/drbd.d/{resource}.res on both nodes")
+            }
+            Self::Option { option, expected, .. } => {
+                format!("set {option} {expected}; on both nodes, then run drbdadm adjust")
+            }
+            Self::Device { .. } => "correct the resource file, or the volume number here".into(),
+            Self::WriteCache { disk, .. } => format!(
+                "switch it off (hdparm -W0, sdparm --clear WCE) or, if the disk keeps it over a power cut, write \"write through\" to /sys/block/{disk}/queue/write_cache; to accept the risk set unsafe_write_cache = true"
+            ),
+            Self::Interface { .. } => "use a name that ip link shows on this node".into(),
+        }
+    }
+}
+
+/// All that is wrong with this host.
+#[derive(Debug, Error, Diagnostic)]
+#[error("this host does not fit {file}: {}", listed(refusals))]
+#[diagnostic(code("host.refused"))]
+pub struct HostError {
+    file: String,
+    #[related]
+    refusals: Vec<Refusal<HostProblem>>,
+}
+
+fn listed(refusals: &[Refusal<HostProblem>]) -> String {
+    refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Checks every service against this host.
+///
+/// # Errors
+/// Everything found, with the line of the service's `drbd` or `interface` key.
+pub fn check(config: &Config) -> Result<(), HostError> {
+    let mut refusals = Vec::new();
+    for service in &config.services {
+        let mut refuse = |span: &std::ops::Range<usize>, problem| {
+            refusals.push(Refusal::new(config.origin(), span.clone(), problem));
+        };
+        if !Path::new("/sys/class/net").join(&service.interface).exists() {
+            let interface = service.interface.clone();
+            refuse(&service.spans.interface, HostProblem::Interface { interface });
+        }
+        match dump(&service.drbd) {
+            Ok(xml) => {
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                let found = judge(&xml, &host.to_string_lossy(), service);
+                found.into_iter().for_each(|p| refuse(&service.spans.drbd, p));
+            }
+            Err(reason) => {
+                let resource = service.drbd.clone();
+                refuse(&service.spans.drbd, HostProblem::NoResource { resource, reason });
+            }
+        }
+    }
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    Err(HostError { file: config.origin().name().to_owned(), refusals })
+}
+
+/// `drbdadm` owns the language of DRBD's files; this is what it makes of them.
+fn dump(resource: &str) -> Result<String, String> {
+    let mut child = Command::new("drbdadm")
+        .args(["dump-xml", resource])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("drbdadm cannot be started: {e}"))?;
+    let until = Instant::now() + DUMP;
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => break,
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                drop(child.kill());
+                drop(child.wait());
+                return Err(format!("no answer within {DUMP:?}"));
+            }
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " "))
+}
+
+/// What a resource's options must be (S1), with the section in which 8.4 and 9 keep them.
+const MUST: &[(&str, &str)] = &[
+    ("protocol", "C"),
+    ("fencing", "resource-and-stonith"),
+    ("rr-conflict", "disconnect"),
+    ("after-sb-0pri", "disconnect"),
+    ("after-sb-1pri", "disconnect"),
+    ("after-sb-2pri", "disconnect"),
+    ("on-no-data-accessible", "suspend-io"),
+];
+/// DRBD's own defaults of those (drbd.conf(5)) and of what must not be set.
+const DEFAULTS: &[(&str, &str)] = &[
+    ("protocol", "C"),
+    ("fencing", "dont-care"),
+    ("rr-conflict", "disconnect"),
+    ("after-sb-0pri", "disconnect"),
+    ("after-sb-1pri", "disconnect"),
+    ("after-sb-2pri", "disconnect"),
+    ("on-no-data-accessible", "io-error"),
+    ("allow-two-primaries", "no"),
+];
+
+/// Judges the text of `drbdadm dump-xml` for one service on the host of this name.
+#[must_use]
+pub fn judge(xml: &str, hostname: &str, service: &ServiceConfig) -> Vec<HostProblem> {
+    let resource = service.drbd.clone();
+    let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
+    let document = match roxmltree::Document::parse_with_options(xml, options) {
+        Ok(document) => document,
+        Err(e) => return vec![HostProblem::NoResource { resource, reason: e.to_string() }],
+    };
+    let own = document
+        .descendants()
+        .find(|n| n.has_tag_name("resource") && n.attribute("name") == Some(&service.drbd));
+    let Some(own) = own else {
+        let reason = "it is not in the dump".to_owned();
+        return vec![HostProblem::NoResource { resource, reason }];
+    };
+    let common = document.descendants().find(|n| n.has_tag_name("common"));
+    let mut found = judge_options(&resource, own, common);
+    found.extend(judge_volumes(own, hostname, service));
+    found
+}
+
+type Node<'a, 'b> = roxmltree::Node<'a, 'b>;
+
+fn option(resource: Node<'_, '_>, common: Option<Node<'_, '_>>, name: &str) -> String {
+    let find = |scope: Node<'_, '_>| {
+        let on_host = |n: &Node<'_, '_>| n.ancestors().any(|a| a.has_tag_name("host"));
+        scope
+            .descendants()
+            .filter(|n| n.has_tag_name("option") && n.attribute("name") == Some(name) && !on_host(n))
+            .find_map(|n| Some(n.attribute("value").unwrap_or("yes").to_owned()))
+    };
+    let default = || DEFAULTS.iter().find(|(n, _)| *n == name).map_or("unset", |(_, v)| v).to_owned();
+    find(resource).or_else(|| common.and_then(find)).unwrap_or_else(default)
+}
+
+fn judge_options(
+    resource: &str,
+    own: Node<'_, '_>,
+    common: Option<Node<'_, '_>>,
+) -> Vec<HostProblem> {
+    let refuse = |option, actual, expected| HostProblem::Option {
+        resource: resource.to_owned(),
+        option,
+        actual,
+        expected,
+    };
+    let mut found = Vec::new();
+    for (name, expected) in MUST {
+        let actual = option(own, common, name);
+        if actual != *expected {
+            found.push(refuse(name, actual, expected));
+        }
+    }
+    let two = option(own, common, "allow-two-primaries");
+    if two != "no" {
+        found.push(refuse("allow-two-primaries", two, "no"));
+    }
+    let handler = option(own, common, "fence-peer");
+    let program = handler.split_whitespace().next().unwrap_or_default();
+    if Path::new(program).file_name().is_none_or(|f| f != HANDLER) {
+        found.push(refuse("fence-peer", handler, "/usr/lib/nasd/nasd-fence-peer"));
+    }
+    found
+}
+
+fn judge_volumes(own: Node<'_, '_>, hostname: &str, service: &ServiceConfig) -> Vec<HostProblem> {
+    let host = own.descendants().find(|n| {
+        n.has_tag_name("host") && n.attribute("name").is_some_and(|names| names.split(' ').any(|h| h == hostname))
+    });
+    let mut found = Vec::new();
+    for fs in &service.filesystems {
+        let wanted = fs.volume.to_string();
+        let volume = host.and_then(|h| {
+            h.descendants().find(|n| n.has_tag_name("volume") && n.attribute("vnr") == Some(&wanted))
+        });
+        let disk = volume
+            .and_then(|v| v.descendants().find(|n| n.has_tag_name("disk") && n.text().is_some()))
+            .and_then(|d| d.text());
+        match disk.map(str::trim) {
+            Some(disk) => found.extend(judge_disk(service, fs.volume, Path::new(disk))),
+            None => found.push(HostProblem::Device {
+                resource: service.drbd.clone(),
+                volume: fs.volume,
+                reason: format!("the resource has no such volume with a disk on {hostname}"),
+            }),
+        }
+    }
+    found
+}
+
+fn judge_disk(service: &ServiceConfig, volume: u16, disk: &Path) -> Vec<HostProblem> {
+    let resource = service.drbd.clone();
+    let real = match fs::canonicalize(disk) {
+        Ok(real) => real,
+        Err(e) => {
+            let reason = format!("{}: {e}", disk.display());
+            return vec![HostProblem::Device { resource, volume, reason }];
+        }
+    };
+    if service.unsafe_write_cache {
+        return Vec::new();
+    }
+    volatile_caches(&real)
+        .into_iter()
+        .map(|disk| HostProblem::WriteCache { resource: resource.clone(), volume, disk })
+        .collect()
+}
+
+/// Whole disks below a device (through partitions and device-mapper) whose cache is volatile.
+fn volatile_caches(device: &Path) -> Vec<String> {
+    let Some(name) = device.file_name().map(|n| n.to_string_lossy().into_owned()) else {
+        return Vec::new();
+    };
+    let entry = Path::new("/sys/class/block").join(&name);
+    let mut below: Vec<PathBuf> = fs::read_dir(entry.join("slaves"))
+        .map(|d| d.flatten().map(|e| Path::new("/dev").join(e.file_name())).collect())
+        .unwrap_or_default();
+    if below.is_empty() && entry.join("partition").exists() {
+        let parent = fs::canonicalize(&entry).ok().and_then(|p| {
+            p.parent().and_then(|p| p.file_name()).map(|n| Path::new("/dev").join(n))
+        });
+        below.extend(parent);
+    }
+    if !below.is_empty() {
+        return below.iter().flat_map(|d| volatile_caches(d)).collect();
+    }
+    let cache = fs::read_to_string(entry.join("queue/write_cache")).unwrap_or_default();
+    // "write through" is the only safe word; an unreadable file is not (S12).
+    if cache.trim() == "write through" { Vec::new() } else { vec![name] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"<config file="/etc/drbd.conf">
+      <common protocol="C">
+        <section name="net"><option name="rr-conflict" value="disconnect"/></section>
+        <section name="disk"><option name="fencing" value="resource-and-stonith"/></section>
+        <section name="options"><option name="on-no-data-accessible" value="suspend-io"/></section>
+        <section name="handlers"><option name="fence-peer" value="/usr/lib/nasd/nasd-fence-peer"/></section>
+      </common>
+      <resource name="r0" conf-file-line="/etc/drbd.d/r0.res:1">
+        <host name="nas1"><volume vnr="0"><device minor="0">/dev/drbd0</device><disk>/dev/null</disk></volume></host>
+        <host name="nas2"><volume vnr="0"><device minor="0">/dev/drbd0</device><disk>/dev/null</disk></volume></host>
+      </resource>
+    </config>"#;
+
+    fn service() -> ServiceConfig {
+        let text = r#"
+            [cluster]
+            name = "lab"
+            coordinator = { etcd = { endpoints = ["http://192.0.2.1:2379", "http://192.0.2.2:2379", "http://192.0.2.3:2379"] } }
+            [[node]]
+            name = "nas1"
+            address = "192.0.2.1:7410"
+            [[node]]
+            name = "nas2"
+            address = "192.0.2.2:7410"
+            [peer]
+            ca = "/a"
+            cert = "/b"
+            key = "/c"
+            [[service]]
+            name = "vms"
+            drbd = "r0"
+            interface = "eth0"
+            addresses = ["192.0.2.101/24"]
+            unsafe_write_cache = true
+            [[service.filesystem]]
+            volume = 0
+            fstype = "ext4"
+            export = "/vms"
+            clients = ["192.0.2.0/24"]
+        "#;
+        Config::parse("test", text).unwrap().services.remove(0)
+    }
+
+    #[test]
+    fn a_good_resource_has_no_problem() {
+        assert_eq!(judge(GOOD, "nas1", &service()), []);
+    }
+
+    #[test]
+    fn s1_each_bad_option_is_named_with_its_value() {
+        for (from, to, name) in [
+            ("resource-and-stonith", "dont-care", "fencing"),
+            ("name=\"rr-conflict\" value=\"disconnect\"", "name=\"rr-conflict\" value=\"retry-connect\"", "rr-conflict"),
+            ("suspend-io", "io-error", "on-no-data-accessible"),
+            ("nasd-fence-peer", "crm-fence-peer.sh", "fence-peer"),
+            ("<option name=\"rr-conflict\"", "<option name=\"allow-two-primaries\"/><option name=\"rr-conflict\"", "allow-two-primaries"),
+            ("<option name=\"rr-conflict\"", "<option name=\"protocol\" value=\"A\"/><option name=\"rr-conflict\"", "protocol"),
+        ] {
+            let found = judge(&GOOD.replace(from, to), "nas1", &service());
+            let named = matches!(&found[..], [HostProblem::Option { option, .. }] if *option == name);
+            assert!(named, "{name}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn s12_rubbish_and_missing_parts_are_refused() {
+        let no_resource = |xml: &str| matches!(judge(xml, "nas1", &service())[..], [HostProblem::NoResource { .. }]);
+        assert!(no_resource("not xml"));
+        assert!(no_resource(&GOOD.replace("\"r0\"", "\"r7\"")));
+        let found = judge(&GOOD.replace("vnr=\"0\"", "vnr=\"3\""), "nas1", &service());
+        assert!(matches!(found[..], [HostProblem::Device { volume: 0, .. }]), "{found:?}");
+    }
+}
