@@ -6,7 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use miette::Diagnostic;
 use thiserror::Error;
@@ -118,6 +119,7 @@ fn listed(refusals: &[Refusal<HostProblem>]) -> String {
 /// Everything found, with the line of the service's `drbd` or `interface` key.
 pub fn check(config: &Config) -> Result<(), HostError> {
     let mut refusals = Vec::new();
+    let dumped = dump();
     for service in &config.services {
         let mut refuse = |span: &std::ops::Range<usize>, problem| {
             refusals.push(Refusal::new(config.origin(), span.clone(), problem));
@@ -126,14 +128,14 @@ pub fn check(config: &Config) -> Result<(), HostError> {
             let interface = service.interface.clone();
             refuse(&service.spans.interface, HostProblem::Interface { interface });
         }
-        match dump(&service.drbd) {
+        match &dumped {
             Ok(xml) => {
                 let host = nix::unistd::gethostname().unwrap_or_default();
-                let found = judge(&xml, &host.to_string_lossy(), service);
+                let found = judge(xml, &host.to_string_lossy(), service);
                 found.into_iter().for_each(|p| refuse(&service.spans.drbd, p));
             }
             Err(reason) => {
-                let resource = service.drbd.clone();
+                let (resource, reason) = (service.drbd.clone(), reason.clone());
                 refuse(&service.spans.drbd, HostProblem::NoResource { resource, reason });
             }
         }
@@ -144,29 +146,19 @@ pub fn check(config: &Config) -> Result<(), HostError> {
     Err(HostError { file: config.origin().name().to_owned(), refusals })
 }
 
-/// `drbdadm` owns the language of DRBD's files; this is what it makes of them.
-fn dump(resource: &str) -> Result<String, String> {
-    let mut child = Command::new("drbdadm")
-        .args(["dump-xml", resource])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+/// `drbdadm` owns the language of DRBD's files; this is what it makes of them, all resources and
+/// the common section. A `drbdadm` that hangs is left to its thread.
+fn dump() -> Result<String, String> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let output = Command::new("drbdadm").arg("dump-xml").stdin(Stdio::null()).output();
+        // Nobody waits any more when the time is over.
+        drop(tell.send(output));
+    });
+    let output = told
+        .recv_timeout(DUMP)
+        .map_err(|_| format!("no answer within {DUMP:?}"))?
         .map_err(|e| format!("drbdadm cannot be started: {e}"))?;
-    let until = Instant::now() + DUMP;
-    loop {
-        match child.try_wait() {
-            Ok(Some(_)) => break,
-            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
-            Ok(None) => {
-                drop(child.kill());
-                drop(child.wait());
-                return Err(format!("no answer within {DUMP:?}"));
-            }
-            Err(e) => return Err(e.to_string()),
-        }
-    }
-    let output = child.wait_with_output().map_err(|e| e.to_string())?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

@@ -9,7 +9,8 @@ use toml::Spanned;
 use super::problem::Problem;
 use super::raw::{self, Text};
 use super::validate::{Checker, Context, LEASE, NAME_RULE, Unique, WORD_RULE};
-use super::values::{Cidr, ClientMatch, Fsid, Mac, is_export, is_interface, is_name, is_word};
+use super::values::{Cidr, ClientMatch, Fsid, Mac, ValueError};
+use super::values::{is_export, is_interface, is_name, is_word};
 use super::{FilesystemConfig, FsType, InterfaceMode, ServiceConfig, ServiceSpans};
 use crate::core::record::NodeName;
 
@@ -104,12 +105,19 @@ impl Checker<'_> {
 
     fn gateway(&mut self, key: &'static str, text: Option<&Text>, own: &[Cidr]) -> Option<IpAddr> {
         let text = text?;
-        let gateway = text.get_ref().parse::<IpAddr>().ok().filter(|g| own.iter().any(|c| c.contains(*g)));
-        if gateway.is_none() {
-            let shown = text.get_ref().parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-            self.refuse(text.span(), Problem::GatewayOutside { key, gateway: shown });
+        let of_family = |g: &IpAddr| g.is_ipv4() == (key == "gateway");
+        let Some(gateway) = text.get_ref().parse::<IpAddr>().ok().filter(of_family) else {
+            let example = if key == "gateway" { "\"10.77.0.1\"" } else { "\"fd77::1\"" };
+            self.bad_value(key, text, example, ValueError::Address);
+            return None;
+        };
+        // An IPv6 router is usually named by its link-local address, which shares no prefix.
+        let link_local = matches!(gateway, IpAddr::V6(g) if g.is_unicast_link_local());
+        let near = own.iter().any(|c| c.contains(gateway) && c.address() != gateway);
+        if !near && !link_local {
+            self.refuse(text.span(), Problem::GatewayOutside { key, gateway });
         }
-        gateway
+        Some(gateway)
     }
 
     fn mac(&mut self, raw: &raw::Service, scope: &str, unique: &mut Unique) -> Mac {
@@ -176,10 +184,24 @@ impl Checker<'_> {
                 let value = config.volume.to_string();
                 self.refuse(fs.volume.span(), Problem::Duplicate { what: "volume", value, first });
             }
+            self.not_nested(&fs.export, &raw.filesystems);
             seen.push((config.volume, fs.volume.span()));
             all.push(config);
         }
         all
+    }
+
+    /// A mount point below another one hides it or is hidden by it, depending on the order.
+    fn not_nested(&mut self, export: &Text, all: &[raw::Filesystem]) {
+        let inner = export.get_ref();
+        let above = |o: &&raw::Filesystem| {
+            inner.strip_prefix(o.export.get_ref().as_str()).is_some_and(|r| r.starts_with('/'))
+        };
+        if let Some(outer) = all.iter().find(above).map(|o| &o.export) {
+            let first = self.line_of(&outer.span());
+            let (inner, outer) = (inner.clone(), outer.get_ref().clone());
+            self.refuse(export.span(), Problem::Nested { inner, outer, first });
+        }
     }
 
     fn filesystem(
@@ -190,7 +212,7 @@ impl Checker<'_> {
         unique: &mut Unique,
     ) -> FilesystemConfig {
         let volume = u16::try_from(self.number("volume", &raw.volume, 0, VOLUME_MAX)).unwrap_or(0);
-        let rule = "one path component such as \"/vms\"";
+        let rule = "an absolute path of letters, digits, '-', '_' and '.', not /";
         let export = self.name("export path", &raw.export, is_export, rule);
         // Clients of several services would mix equal paths up; S6 wants them apart.
         self.once(&mut unique.exports, export.clone(), raw.export.span());
@@ -280,6 +302,14 @@ fn v6(address: IpAddr) -> Option<std::net::Ipv6Addr> {
     if let IpAddr::V6(a) = address { Some(a) } else { None }
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+/// What is wrong with a floating address, if anything is.
 fn unusable(cidr: &Cidr) -> Option<&'static str> {
     let address = cidr.address();
     if address.is_loopback() {
@@ -288,6 +318,8 @@ fn unusable(cidr: &Cidr) -> Option<&'static str> {
         Some("the unspecified address")
     } else if address.is_multicast() {
         Some("a multicast address")
+    } else if is_link_local(address) {
+        Some("a link-local address")
     } else if cidr.broadcast().is_some_and(|b| IpAddr::V4(b) == address) {
         Some("the broadcast address of its network")
     } else if !cidr.is_single() && address.is_ipv4() && address == cidr.network() && cidr.prefix() < 31 {

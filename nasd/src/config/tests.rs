@@ -92,8 +92,8 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("preferred = \"nas1\"", "preferred = \"nas3\"", 29, "not one of the two nodes"),
     ("volume = 0", "volume = -1", 31, "outside 0 to 65535"),
     ("\"ext4\"", "\"btrfs\"", 32, "\"btrfs\" is not supported"),
-    ("\"noatime\"", "\"nobarrier\"", 33, "lost with the power"),
-    ("\"noatime\"", "\"noatime,noload\"", 33, "not one single option"),
+    ("\"noatime\"", "\"nobarrier\"", 33, "does not wait for the disk"),
+    ("\"noatime\"", "\"noatime,noload\"", 33, "without commas"),
     ("\"/vms\"", "\"/\"", 34, "cannot be a export path"),
     ("\"/vms\"", "\"/a/../b\"", 34, "cannot be a export path"),
     ("\"10.77.0.0/24\"", "\"hv1.example.org\"", 35, "neither an address"),
@@ -153,7 +153,7 @@ fn the_file_coordinator_refuses_a_node_elsewhere() {
 fn nested_exports_duplicate_volumes_and_fsids_are_refused() {
     let more = "  [[service.filesystem]]\n  volume = 0\n  fstype = \"xfs\"\n  export = \"/iso/old\"\n  clients = [\"*\"]\n";
     let found = refusals(&format!("{GOOD}{more}"));
-    assert!(found.iter().any(|r| r.line() == 48 && r.to_string().contains("DRBD volume")));
+    assert!(found.iter().any(|r| r.line() == 48 && r.to_string().contains("volume \"0\" is already used")));
     assert!(found.iter().any(|r| r.line() == 50 && matches!(r.problem, Problem::Nested { .. })));
     let id = "  fsid = \"2f6f1c3e-0000-4000-8000-000000000001\"\n  fstype";
     let found = refusals(&GOOD.replace("  fstype", id));

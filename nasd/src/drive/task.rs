@@ -140,13 +140,13 @@ impl ServiceTask {
                 self.machine.heard_epoch(epoch);
                 let mine = self.machine.record().map_or(0, |r| r.epoch);
                 let consent = Consent { epoch: mine, consents: self.machine.consents(epoch) };
-                drop(reply.send(consent));
+                let _ = reply.send(consent);
                 self.feed(Event::Tick);
             }
             Command::Switchover(request, listener) => self.switchover(request, listener),
             Command::Abort(reply) => {
                 let moving = matches!(self.machine.stage().name(), "preparing" | "cutting");
-                drop(reply.send(moving));
+                let _ = reply.send(moving);
                 self.feed(Event::Abort);
             }
             Command::CheckTarget(reply) => drop(reply.send(self.target_facts())),

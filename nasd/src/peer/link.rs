@@ -66,16 +66,21 @@ impl Link {
         Ok(Self { client, heard: Arc::default() })
     }
 
-    /// Time since the peer answered last.
+    /// Time since the peer was heard last.
     #[must_use]
     pub fn last_answer(&self) -> Option<Duration> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.map(|at| at.elapsed())
     }
 
+    /// The peer was heard: it answered, or it asked.
+    pub fn mark_heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     fn answered<T>(&self, answer: Result<tonic::Response<T>, Status>) -> Result<T, Status> {
         if answer.is_ok() {
-            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.mark_heard();
         }
         answer.map(tonic::Response::into_inner)
     }

@@ -67,6 +67,7 @@ impl Peer for PeerService {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
         let beats = request.into_inner().services;
+        self.services.link.mark_heard();
         let mut services = Vec::with_capacity(beats.len());
         for beat in beats {
             let Ok(entry) = self.entry(&beat.service) else { continue };

@@ -45,8 +45,8 @@ impl Capture {
         command.arg(node.tap()).arg("-w").arg(&file).arg(filter);
         command.env(MARK, lab).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let start = move || command.spawn().map_err(LabError::io("start", "tcpdump"));
-        let mut capture = Self { child: namespace.enter(start)?, file };
+        let child = namespace.enter(move || sys::spawn(&mut command))?;
+        let mut capture = Self { child, file };
         capture.wait_listening()?;
         Ok(capture)
     }

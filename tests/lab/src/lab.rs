@@ -94,7 +94,8 @@ impl Lab {
         }
         let node = |node| NodeState { node, process: None };
         let nodes = spec.nodes().into_iter().map(node).collect();
-        let state = State { name: spec.name.clone(), engine, nodes };
+        let dir = Some(image.dir().to_owned());
+        let state = State { name: spec.name.clone(), engine, image: dir, nodes };
         // From here on, dropping it cleans up.
         let mut lab = Self { state, image, namespace: Namespace::of(&spec.name), keep: false };
         lab.state.save()?;
@@ -110,7 +111,8 @@ impl Lab {
     pub fn open(name: &str) -> Result<Self, LabError> {
         check_name(name)?;
         let state = State::load(name)?;
-        Ok(Self { state, image: Image::get()?, namespace: Namespace::of(name), keep: true })
+        let image = state.image.clone().map_or_else(Image::get, |dir| Ok(Image::at(dir)))?;
+        Ok(Self { state, image, namespace: Namespace::of(name), keep: true })
     }
 
     /// Leaves the lab running when this is dropped.
@@ -209,9 +211,7 @@ impl Lab {
         let errors = console.try_clone().map_err(LabError::io("use", self.console(name)))?;
         command.stdin(Stdio::null()).stdout(console).stderr(errors);
         command.env(MARK, &self.state.name).env("TMPDIR", &work).process_group(0);
-        let program = command.get_program().to_owned();
-        let spawn = move || command.spawn().map_err(LabError::io("start", program));
-        let child = self.namespace.enter(spawn)?;
+        let child = self.namespace.enter(move || sys::spawn(&mut command))?;
         let process = i32::try_from(child.id()).ok().and_then(ProcessId::of);
         self.set_process(name, process)
     }

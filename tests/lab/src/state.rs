@@ -21,6 +21,9 @@ pub struct State {
     pub name: String,
     /// What its nodes run on.
     pub engine: Engine,
+    /// Folder of the image it was brought up with; its copy-on-write files fit no other.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
     /// Its nodes.
     pub nodes: Vec<NodeState>,
 }

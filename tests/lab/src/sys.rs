@@ -8,6 +8,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::SigSet;
+
 use crate::error::LabError;
 
 /// Limit for programs that should be done at once.
@@ -44,6 +46,24 @@ fn collect(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Strin
     })
 }
 
+/// Starts a program with no signals blocked. The lab program blocks some to clean up before it ends, and a program
+/// would inherit that.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn spawn(command: &mut Command) -> Result<Child, LabError> {
+    let program = command.get_program().to_owned();
+    let start = || {
+        // A thread of its own: a signal mask belongs to a thread. Unblocking all signals cannot fail.
+        let _ = SigSet::all().thread_unblock();
+        command.spawn().map_err(LabError::io("start", program))
+    };
+    thread::scope(|scope| {
+        let thread = scope.spawn(start);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Runs a program to its end, whatever that is.
 ///
 /// # Errors
@@ -51,7 +71,7 @@ fn collect(from: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Strin
 pub fn ask(mut command: Command, limit: Duration) -> Result<Said, LabError> {
     let text = line(&command);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(LabError::io("start", command.get_program()))?;
+    let mut child = spawn(&mut command)?;
     let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
     let Some(status) = wait(&mut child, limit)? else {
         let _ = child.kill();

@@ -149,13 +149,25 @@ fn mappings(maps: &[u8], sought: &Sought) -> BTreeSet<PathBuf> {
 fn foreign_namespace(pid: u32, dir: &Path, sought: &Sought) -> Vec<Holder> {
     let text = fs::read(dir.join("mountinfo")).unwrap_or_default();
     let table = MountTable::parse(&text);
-    let mounts: Vec<_> = table.entries().iter().filter(|e| e.dev == sought.dev).collect();
+    let own = MountTable::read().map(|t| groups_of(&t, sought)).unwrap_or_default();
+    // A copy of our peer group goes when ours goes (udevd, services with private mounts).
+    let follows = |groups: &[u32]| groups.iter().any(|g| own.contains(g));
+    let mounts: Vec<_> = table
+        .entries()
+        .iter()
+        .filter(|e| e.dev == sought.dev && !follows(&e.groups))
+        .collect();
     if mounts.is_empty() {
         return Vec::new();
     }
     let name = name_of(dir);
     let kind = HolderKind::ForeignNamespace;
     mounts.iter().map(|e| holder(kind, Some(pid), &name, &e.target)).collect()
+}
+
+fn groups_of(table: &MountTable, sought: &Sought) -> BTreeSet<u32> {
+    let ours = table.entries().iter().filter(|e| e.dev == sought.dev);
+    ours.flat_map(|e| e.groups.iter().copied()).collect()
 }
 
 fn devices(sought: &Sought) -> Vec<Holder> {

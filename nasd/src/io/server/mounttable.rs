@@ -14,6 +14,9 @@ pub(super) struct Entry {
     pub(super) fstype: String,
     pub(super) source: String,
     pub(super) read_only: bool,
+    /// Peer groups that it propagates to or receives from (`shared:` and `master:`,
+    /// proc_pid_mountinfo(5)).
+    pub(super) groups: Vec<u32>,
 }
 
 impl From<&Entry> for MountPoint {
@@ -95,7 +98,13 @@ fn entry(line: &[u8]) -> Option<Entry> {
         fstype: text(separator + 1)?,
         source: unescape(words.get(separator + 2)?).to_string_lossy().into_owned(),
         read_only: read_only(options(5)) || read_only(options(separator + 3)),
+        groups: words.get(6..separator).unwrap_or_default().iter().filter_map(|w| group(w)).collect(),
     })
+}
+
+fn group(field: &[u8]) -> Option<u32> {
+    let field = std::str::from_utf8(field).ok()?;
+    field.strip_prefix("shared:").or_else(|| field.strip_prefix("master:"))?.parse().ok()
 }
 
 /// Blank, tab, newline and backslash stand as three octal digits.

@@ -64,9 +64,11 @@ pub fn command(m: &Machine<'_>) -> Result<Command, LabError> {
     if m.work.join("kvm").exists() {
         q.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
-        q.args(["-accel", "tcg,thread=multi", "-cpu", "max"]);
+        // QEMU 7.2 spoils the flags in cmpxchg16b, and kernels of 6.12 die of that; without it they do otherwise.
+        q.args(["-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16,+ssse3,+sse4.1,+sse4.2,+popcnt"]);
     }
-    drive(&mut q, &root, "format=qcow2", "a");
+    // User-Mode Linux in another lab may hold the image under a lock of its own.
+    drive(&mut q, &root, "format=qcow2,backing.file.locking=off", "a");
     let data = m.data();
     // Unused places keep the letters of the disks behind them.
     for (i, name) in ["b", "c"].iter().enumerate() {

@@ -23,6 +23,16 @@ pub struct Image {
 }
 
 impl Image {
+    /// The one in this folder.
+    pub const fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Its folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Root file system, ext4. Nobody writes to it: nodes have copy-on-write files of their own.
     pub fn root(&self) -> PathBuf {
         self.dir.join("root.ext4")

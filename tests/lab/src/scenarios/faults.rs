@@ -29,7 +29,7 @@ fn run(ctx: &mut Ctx) -> Result<(), LabError> {
 
 fn pings(ctx: &Ctx, from: &str, to: &str) -> Result<bool, LabError> {
     let limit = ctx.patience(LIMIT);
-    ctx.lab.exec(from, &["ping", "-c2", "-i0.3", "-W1", to], limit).map(|o| o.ok())
+    ctx.lab.exec(from, &["ping", "-4", "-c2", "-i0.3", "-W1", to], limit).map(|o| o.ok())
 }
 
 /// `faulty` must not see each other while the fault lasts, `whole` must.
@@ -62,8 +62,8 @@ fn one_way(ctx: &mut Ctx) -> Result<(), LabError> {
     let (from, to) = ("nas1".to_owned(), "nas2".to_owned());
     ctx.lab.fault(&Fault::CutOneWay { from, to })?;
     let arrived = |ctx: &Ctx, receiver: &str, sender: &str| -> Result<usize, LabError> {
-        let address = ctx.lab.node(sender)?.address();
-        let capture = ctx.lab.capture(receiver, &format!("icmp and src host {address}"))?;
+        let filter = format!("ether src {}", ctx.lab.node(sender)?.mac());
+        let capture = ctx.lab.capture(receiver, &filter)?;
         pings(ctx, sender, receiver)?;
         Ok(capture.end()?.lines.len())
     };
