@@ -97,7 +97,8 @@ impl Services {
         request: &SwitchoverRequest,
     ) -> Result<mpsc::Receiver<MoveEvent>, Status> {
         let entry = self.entry(&request.service)?;
-        let to = if request.to.is_empty() { self.peer.clone() } else { NodeName(request.to.clone()) };
+        let to =
+            if request.to.is_empty() { self.peer.clone() } else { NodeName(request.to.clone()) };
         if to != self.peer && to != self.me {
             let known = format!("{} and {}", self.me, self.peer);
             return Err(Status::invalid_argument(format!("no node {to}; configured are {known}")));

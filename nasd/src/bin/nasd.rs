@@ -10,7 +10,11 @@ use nasd::observe;
 
 /// Moves NFS services with their DRBD volumes between two NAS nodes.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "Exit codes: 0 ended as asked, 1 could not run, 2 configuration refused.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 ended as asked, 1 could not run, 2 configuration refused."
+)]
 struct Args {
     /// Configuration file.
     #[arg(long, default_value = "/etc/nasd/nasd.toml")]

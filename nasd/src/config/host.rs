@@ -54,7 +54,9 @@ pub enum HostProblem {
         reason: String,
     },
     /// A write cache that a power cut empties.
-    #[error("{disk} below volume {volume} of {resource} has a volatile write cache: after a power cut of both nodes acknowledged writes may be missing")]
+    #[error(
+        "{disk} below volume {volume} of {resource} has a volatile write cache: after a power cut of both nodes acknowledged writes may be missing"
+    )]
     WriteCache {
         /// The resource.
         resource: String,
@@ -216,10 +218,13 @@ fn option(resource: Node<'_, '_>, common: Option<Node<'_, '_>>, name: &str) -> S
         let on_host = |n: &Node<'_, '_>| n.ancestors().any(|a| a.has_tag_name("host"));
         scope
             .descendants()
-            .filter(|n| n.has_tag_name("option") && n.attribute("name") == Some(name) && !on_host(n))
+            .filter(|n| {
+                n.has_tag_name("option") && n.attribute("name") == Some(name) && !on_host(n)
+            })
             .find_map(|n| Some(n.attribute("value").unwrap_or("yes").to_owned()))
     };
-    let default = || DEFAULTS.iter().find(|(n, _)| *n == name).map_or("unset", |(_, v)| v).to_owned();
+    let default =
+        || DEFAULTS.iter().find(|(n, _)| *n == name).map_or("unset", |(_, v)| v).to_owned();
     find(resource).or_else(|| common.and_then(find)).unwrap_or_else(default)
 }
 
@@ -255,13 +260,15 @@ fn judge_options(
 
 fn judge_volumes(own: Node<'_, '_>, hostname: &str, service: &ServiceConfig) -> Vec<HostProblem> {
     let host = own.descendants().find(|n| {
-        n.has_tag_name("host") && n.attribute("name").is_some_and(|names| names.split(' ').any(|h| h == hostname))
+        n.has_tag_name("host")
+            && n.attribute("name").is_some_and(|names| names.split(' ').any(|h| h == hostname))
     });
     let mut found = Vec::new();
     for fs in &service.filesystems {
         let wanted = fs.volume.to_string();
         let volume = host.and_then(|h| {
-            h.descendants().find(|n| n.has_tag_name("volume") && n.attribute("vnr") == Some(&wanted))
+            h.descendants()
+                .find(|n| n.has_tag_name("volume") && n.attribute("vnr") == Some(&wanted))
         });
         let disk = volume
             .and_then(|v| v.descendants().find(|n| n.has_tag_name("disk") && n.text().is_some()))
@@ -375,21 +382,36 @@ mod tests {
     fn s1_each_bad_option_is_named_with_its_value() {
         for (from, to, name) in [
             ("resource-and-stonith", "dont-care", "fencing"),
-            ("name=\"rr-conflict\" value=\"disconnect\"", "name=\"rr-conflict\" value=\"retry-connect\"", "rr-conflict"),
+            (
+                "name=\"rr-conflict\" value=\"disconnect\"",
+                "name=\"rr-conflict\" value=\"retry-connect\"",
+                "rr-conflict",
+            ),
             ("suspend-io", "io-error", "on-no-data-accessible"),
             ("nasd-fence-peer", "crm-fence-peer.sh", "fence-peer"),
-            ("<option name=\"rr-conflict\"", "<option name=\"allow-two-primaries\"/><option name=\"rr-conflict\"", "allow-two-primaries"),
-            ("<option name=\"rr-conflict\"", "<option name=\"protocol\" value=\"A\"/><option name=\"rr-conflict\"", "protocol"),
+            (
+                "<option name=\"rr-conflict\"",
+                "<option name=\"allow-two-primaries\"/><option name=\"rr-conflict\"",
+                "allow-two-primaries",
+            ),
+            (
+                "<option name=\"rr-conflict\"",
+                "<option name=\"protocol\" value=\"A\"/><option name=\"rr-conflict\"",
+                "protocol",
+            ),
         ] {
             let found = judge(&GOOD.replace(from, to), "nas1", &service());
-            let named = matches!(&found[..], [HostProblem::Option { option, .. }] if *option == name);
+            let named =
+                matches!(&found[..], [HostProblem::Option { option, .. }] if *option == name);
             assert!(named, "{name}: {found:?}");
         }
     }
 
     #[test]
     fn s12_rubbish_and_missing_parts_are_refused() {
-        let no_resource = |xml: &str| matches!(judge(xml, "nas1", &service())[..], [HostProblem::NoResource { .. }]);
+        let no_resource = |xml: &str| {
+            matches!(judge(xml, "nas1", &service())[..], [HostProblem::NoResource { .. }])
+        };
         assert!(no_resource("not xml"));
         assert!(no_resource(&GOOD.replace("\"r0\"", "\"r7\"")));
         let found = judge(&GOOD.replace("vnr=\"0\"", "vnr=\"3\""), "nas1", &service());

@@ -201,8 +201,6 @@ pub struct FilesystemConfig {
     pub anonuid: Option<u32>,
     /// Group that squashed requests run as.
     pub anongid: Option<u32>,
-    #[serde(skip)]
-    volume_span: Range<usize>,
 }
 
 impl Config {
@@ -330,7 +328,6 @@ impl ServiceConfig {
         self.filesystems.iter().find(|f| f.volume == volume)
     }
 }
-
 
 #[cfg(test)]
 mod tests;

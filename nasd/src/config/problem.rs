@@ -117,7 +117,9 @@ pub enum Problem {
         found: usize,
     },
     /// The file coordinator knows one machine only (design section 4).
-    #[error("the file coordinator decides nothing between machines, and node {node} is on another one ({address})")]
+    #[error(
+        "the file coordinator decides nothing between machines, and node {node} is on another one ({address})"
+    )]
     FileElsewhere {
         /// The second node.
         node: String,
@@ -282,9 +284,12 @@ impl Remedy for Problem {
             Self::GraceBelowLease { lease, .. } => {
                 format!("set grace to {} or more (90s suits most)", show_duration(*lease))
             }
-            Self::CoordinatorChoice { .. } => "write either { etcd = { … } } or { file = { … } }".into(),
+            Self::CoordinatorChoice { .. } => {
+                "write either { etcd = { … } } or { file = { … } }".into()
+            }
             Self::FileElsewhere { .. } => {
-                "use etcd, or give both nodes an address of this machine (demonstrations only)".into()
+                "use etcd, or give both nodes an address of this machine (demonstrations only)"
+                    .into()
             }
             Self::Endpoint { .. } => {
                 "write it as \"https://10.77.0.11:2379\", not on a service's address".into()
@@ -292,12 +297,20 @@ impl Remedy for Problem {
             Self::FewEndpoints { .. } => {
                 "run etcd on both NAS nodes and on one more machine, and name all three".into()
             }
-            Self::TlsPart { missing } => format!("add {missing} = \"/path\", or use http:// in a lab"),
+            Self::TlsPart { missing } => {
+                format!("add {missing} = \"/path\", or use http:// in a lab")
+            }
             Self::Path { .. } => "write the whole path from /".into(),
             Self::Empty { what } => format!("name at least one entry of {what}"),
-            Self::ClientName { .. } => "write the hypervisors' addresses or network, as 10.77.0.0/24".into(),
+            Self::ClientName { .. } => {
+                "write the hypervisors' addresses or network, as 10.77.0.0/24".into()
+            }
             Self::HostBits { given, network } => {
-                format!("write {network}/{} for the network, or {} for the one client", given.prefix(), given.address())
+                format!(
+                    "write {network}/{} for the network, or {} for the one client",
+                    given.prefix(),
+                    given.address()
+                )
             }
             Self::UnknownNode { .. } => "use the name of a [[node]] table".into(),
             Self::GatewayOutside { .. } => "correct the gateway or the prefix lengths".into(),

@@ -71,7 +71,8 @@ impl Checker<'_> {
     }
 
     fn grace(&mut self, raw: &raw::Service, lease: Duration) -> Duration {
-        let grace = self.seconds("grace", raw.grace.as_ref(), LEASE, Duration::from_secs(90).max(lease));
+        let grace =
+            self.seconds("grace", raw.grace.as_ref(), LEASE, Duration::from_secs(90).max(lease));
         if grace < lease {
             let at = raw.grace.as_ref().map_or(0..0, Spanned::span);
             self.refuse(at, Problem::GraceBelowLease { grace, lease });
@@ -138,7 +139,10 @@ impl Checker<'_> {
     fn mode(&mut self, text: Option<&Text>) -> InterfaceMode {
         if let Some(text) = text.filter(|t| t.get_ref() != "macvlan") {
             let value = text.get_ref().clone();
-            self.refuse(text.span(), Problem::Choice { key: "mode", value, allowed: "\"macvlan\"" });
+            self.refuse(
+                text.span(),
+                Problem::Choice { key: "mode", value, allowed: "\"macvlan\"" },
+            );
         }
         InterfaceMode::Macvlan
     }
@@ -233,7 +237,6 @@ impl Checker<'_> {
             no_root_squash: raw.no_root_squash,
             anonuid: raw.anonuid,
             anongid: raw.anongid,
-            volume_span: raw.volume.span(),
         }
     }
 
@@ -322,7 +325,11 @@ fn unusable(cidr: &Cidr) -> Option<&'static str> {
         Some("a link-local address")
     } else if cidr.broadcast().is_some_and(|b| IpAddr::V4(b) == address) {
         Some("the broadcast address of its network")
-    } else if !cidr.is_single() && address.is_ipv4() && address == cidr.network() && cidr.prefix() < 31 {
+    } else if !cidr.is_single()
+        && address.is_ipv4()
+        && address == cidr.network()
+        && cidr.prefix() < 31
+    {
         Some("the address of its network")
     } else {
         None

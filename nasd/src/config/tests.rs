@@ -71,7 +71,12 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("name = \"lab\"", "name = \"Lab\"", 2, "cannot be a cluster name"),
     ("name = \"iso\"", "name = \"vms\"", 37, "service name \"vms\" is already used on line 20"),
     ("drbd = \"r1\"", "drbd = \"r0\"", 38, "DRBD resource \"r0\" is already used on line 21"),
-    ("export = \"/iso\"", "export = \"/vms\"", 44, "export path \"/vms\" is already used on line 34"),
+    (
+        "export = \"/iso\"",
+        "export = \"/vms\"",
+        44,
+        "export path \"/vms\" is already used on line 34",
+    ),
     ("10.77.0.102/24", "10.77.0.101/24", 40, "address \"10.77.0.101\" is already used on line 23"),
     ("10.77.0.102/24", "10.77.0.12/24", 40, "address \"10.77.0.12\" is already used on line 9"),
     ("10.77.0.102/24", "10.77.0.13/24", 3, "a floating address of a service"),
@@ -104,7 +109,12 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("10.77.0.12:7410", "10.77.0.11:7410", 9, "node address"),
     ("10.77.0.12:7410", "nas2:7410", 9, "not an IP address with a port"),
     ("10.77.0.12:7410", "10.77.0.12:0", 9, "not an IP address with a port"),
-    ("[peer]", "[[node]]\nname = \"nas3\"\naddress = \"10.77.0.14:1\"\n[peer]", 10, "3 [[node]] tables"),
+    (
+        "[peer]",
+        "[[node]]\nname = \"nas3\"\naddress = \"10.77.0.14:1\"\n[peer]",
+        10,
+        "3 [[node]] tables",
+    ),
     ("/etc/nasd/ca.pem", "ca.pem", 11, "not an absolute path"),
     ("ttl = \"1500ms\"", "ttl = \"100ms\"", 15, "outside 300ms to 10s"),
     ("ttl = \"1500ms\"", "heartbeat = \"600ms\"", 15, "more than a third"),
@@ -153,7 +163,11 @@ fn the_file_coordinator_refuses_a_node_elsewhere() {
 fn nested_exports_duplicate_volumes_and_fsids_are_refused() {
     let more = "  [[service.filesystem]]\n  volume = 0\n  fstype = \"xfs\"\n  export = \"/iso/old\"\n  clients = [\"*\"]\n";
     let found = refusals(&format!("{GOOD}{more}"));
-    assert!(found.iter().any(|r| r.line() == 48 && r.to_string().contains("volume \"0\" is already used")));
+    assert!(
+        found
+            .iter()
+            .any(|r| r.line() == 48 && r.to_string().contains("volume \"0\" is already used"))
+    );
     assert!(found.iter().any(|r| r.line() == 50 && matches!(r.problem, Problem::Nested { .. })));
     let id = "  fsid = \"2f6f1c3e-0000-4000-8000-000000000001\"\n  fstype";
     let found = refusals(&GOOD.replace("  fstype", id));
@@ -178,19 +192,35 @@ fn accessors_name_everything_from_the_service() {
 
 #[test]
 fn the_digest_ignores_paths_of_keys_and_nothing_else() {
-    let digest = |from: &str, to: &str| Config::parse("x", &GOOD.replacen(from, to, 1)).unwrap().digest();
+    let digest =
+        |from: &str, to: &str| Config::parse("x", &GOOD.replacen(from, to, 1)).unwrap().digest();
     let same = good().digest();
     assert_eq!(same.len(), 64);
-    for (from, to) in [("/etc/nasd/node.key", "/root/k"), ("\"/key\"", "\"/k\""), ("[right]", "# note\n[right]"), ("control.sock", "c")] {
+    for (from, to) in [
+        ("/etc/nasd/node.key", "/root/k"),
+        ("\"/key\"", "\"/k\""),
+        ("[right]", "# note\n[right]"),
+        ("control.sock", "c"),
+    ] {
         assert_eq!(digest(from, to), same, "{from}");
     }
     for (from, to) in [
-        ("\"15s\"", "\"16s\""), ("r1", "r2"), ("noatime", "relatime"), ("10.77.0.21", "10.77.0.22"),
-        ("\"1500ms\"", "\"1600ms\""), ("threads = 8", "threads = 9"), ("nas1", "nas0"), ("/iso", "/img"),
-        ("rw = false", "no_root_squash = true"), ("\"xfs\"", "\"ext4\""), ("eth0", "eth1"), ("10.77.0.13", "10.77.0.14"),
+        ("\"15s\"", "\"16s\""),
+        ("r1", "r2"),
+        ("noatime", "relatime"),
+        ("10.77.0.21", "10.77.0.22"),
+        ("\"1500ms\"", "\"1600ms\""),
+        ("threads = 8", "threads = 9"),
+        ("nas1", "nas0"),
+        ("/iso", "/img"),
+        ("rw = false", "no_root_squash = true"),
+        ("\"xfs\"", "\"ext4\""),
+        ("eth0", "eth1"),
+        ("10.77.0.13", "10.77.0.14"),
     ] {
         let text = GOOD.replacen("preferred = \"nas1\"\n", "", 1).replacen(from, to, 1);
-        let base = Config::parse("x", &GOOD.replacen("preferred = \"nas1\"\n", "", 1)).unwrap().digest();
+        let base =
+            Config::parse("x", &GOOD.replacen("preferred = \"nas1\"\n", "", 1)).unwrap().digest();
         assert_ne!(Config::parse("x", &text).unwrap().digest(), base, "{from}");
     }
 }

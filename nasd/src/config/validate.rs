@@ -83,7 +83,16 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
     match (<[NodeConfig; 2]>::try_from(nodes), coordinator) {
         (Ok(nodes), Some(coordinator)) if c.found.is_empty() => {
             let origin = origin.clone();
-            Ok(Config { cluster, coordinator, nodes, peer, right, control_socket, services, origin })
+            Ok(Config {
+                cluster,
+                coordinator,
+                nodes,
+                peer,
+                right,
+                control_socket,
+                services,
+                origin,
+            })
         }
         _ => Err(c.in_file_order()),
     }
@@ -113,7 +122,12 @@ impl Checker<'_> {
         self.found
     }
 
-    pub(super) fn once<T: Eq + Hash + ToString>(&mut self, seen: &mut Seen<T>, value: T, span: Range<usize>) {
+    pub(super) fn once<T: Eq + Hash + ToString>(
+        &mut self,
+        seen: &mut Seen<T>,
+        value: T,
+        span: Range<usize>,
+    ) {
         if let Some(first) = seen.1.get(&value) {
             let (what, first) = (seen.0, self.origin.line(first.start));
             let value = value.to_string();
@@ -123,7 +137,13 @@ impl Checker<'_> {
         }
     }
 
-    pub(super) fn name(&mut self, what: &'static str, text: &Text, good: fn(&str) -> bool, allowed: &'static str) -> String {
+    pub(super) fn name(
+        &mut self,
+        what: &'static str,
+        text: &Text,
+        good: fn(&str) -> bool,
+        allowed: &'static str,
+    ) -> String {
         let value = text.get_ref().clone();
         if !good(&value) {
             self.refuse(text.span(), Problem::Name { what, value: value.clone(), allowed });
@@ -131,7 +151,13 @@ impl Checker<'_> {
         value
     }
 
-    pub(super) fn bad_value(&mut self, key: &'static str, text: &Text, example: &'static str, source: ValueError) {
+    pub(super) fn bad_value(
+        &mut self,
+        key: &'static str,
+        text: &Text,
+        example: &'static str,
+        source: ValueError,
+    ) {
         let value = text.get_ref().clone();
         self.refuse(text.span(), Problem::Value { key, value, example, source });
     }
@@ -153,7 +179,13 @@ impl Checker<'_> {
         self.path("socket", text)
     }
 
-    fn time(&mut self, key: &'static str, text: Option<&Text>, range: (Duration, Duration), default: Duration) -> Duration {
+    fn time(
+        &mut self,
+        key: &'static str,
+        text: Option<&Text>,
+        range: (Duration, Duration),
+        default: Duration,
+    ) -> Duration {
         let Some(text) = text else { return default };
         let value = match duration(text.get_ref()) {
             Ok(value) => value,
@@ -170,7 +202,13 @@ impl Checker<'_> {
         value
     }
 
-    pub(super) fn seconds(&mut self, key: &'static str, text: Option<&Text>, range: (Duration, Duration), default: Duration) -> Duration {
+    pub(super) fn seconds(
+        &mut self,
+        key: &'static str,
+        text: Option<&Text>,
+        range: (Duration, Duration),
+        default: Duration,
+    ) -> Duration {
         let value = self.time(key, text, range, default);
         if let Some(text) = text
             && value.subsec_nanos() != 0
@@ -184,8 +222,10 @@ impl Checker<'_> {
         let ttl = self.time("ttl", raw.ttl.as_ref(), TTL, Duration::from_millis(1500));
         let third = HEARTBEAT.1.min(ttl / 3).min(Duration::from_millis(250));
         let heartbeat = self.time("heartbeat", raw.heartbeat.as_ref(), HEARTBEAT, third);
-        let valid_lft = self.seconds("valid_lft", raw.valid_lft.as_ref(), VALID_LFT, Duration::from_secs(5));
-        let at = |text: &Option<Text>| text.as_ref().or(raw.ttl.as_ref()).map_or(0..0, Spanned::span);
+        let valid_lft =
+            self.seconds("valid_lft", raw.valid_lft.as_ref(), VALID_LFT, Duration::from_secs(5));
+        let at =
+            |text: &Option<Text>| text.as_ref().or(raw.ttl.as_ref()).map_or(0..0, Spanned::span);
         if heartbeat > ttl / 3 {
             self.refuse(at(&raw.heartbeat), Problem::HeartbeatAboveTtl { heartbeat, ttl });
         }
@@ -195,7 +235,12 @@ impl Checker<'_> {
         RightConfig { ttl, heartbeat, valid_lft }
     }
 
-    fn nodes(&mut self, raw: &[Spanned<raw::Node>], at: Range<usize>, own: &mut Seen<IpAddr>) -> Vec<NodeConfig> {
+    fn nodes(
+        &mut self,
+        raw: &[Spanned<raw::Node>],
+        at: Range<usize>,
+        own: &mut Seen<IpAddr>,
+    ) -> Vec<NodeConfig> {
         if raw.len() != 2 {
             let span = raw.get(2).map_or(at, Spanned::span);
             self.refuse(span, Problem::NodeCount { found: raw.len() });
@@ -215,14 +260,19 @@ impl Checker<'_> {
 
     fn node_address(&mut self, text: &Text) -> Option<SocketAddr> {
         let parsed = text.get_ref().parse::<SocketAddr>().ok();
-        let good = parsed.filter(|a| a.port() != 0 && !a.ip().is_unspecified() && !a.ip().is_multicast());
+        let good =
+            parsed.filter(|a| a.port() != 0 && !a.ip().is_unspecified() && !a.ip().is_multicast());
         if good.is_none() {
             self.refuse(text.span(), Problem::NodeAddress { value: text.get_ref().clone() });
         }
         good
     }
 
-    fn coordinator(&mut self, raw: &Spanned<raw::Coordinator>, nodes: &[NodeConfig]) -> Option<CoordinatorConfig> {
+    fn coordinator(
+        &mut self,
+        raw: &Spanned<raw::Coordinator>,
+        nodes: &[NodeConfig],
+    ) -> Option<CoordinatorConfig> {
         match (&raw.get_ref().etcd, &raw.get_ref().file) {
             (Some(etcd), None) => Some(self.etcd(etcd)),
             (None, Some(file)) => {
@@ -259,7 +309,8 @@ impl Checker<'_> {
         }
         let secure = endpoints.iter().any(|e| e.starts_with("https://"));
         let tls = self.etcd_tls(raw, secure);
-        let deadline = self.time("deadline", raw.deadline.as_ref(), DEADLINE, Duration::from_secs(2));
+        let deadline =
+            self.time("deadline", raw.deadline.as_ref(), DEADLINE, Duration::from_secs(2));
         CoordinatorConfig::Etcd { endpoints, tls, deadline }
     }
 
@@ -276,7 +327,11 @@ impl Checker<'_> {
             self.refuse(text.span(), Problem::Endpoint { value: text.get_ref().clone(), why });
         }
         let mut path = |key, text: &Option<Text>| text.as_ref().map(|t| self.path(key, t));
-        Some(TlsPaths { ca: path("ca", &raw.ca)?, cert: path("cert", &raw.cert)?, key: path("key", &raw.key)? })
+        Some(TlsPaths {
+            ca: path("ca", &raw.ca)?,
+            cert: path("cert", &raw.cert)?,
+            key: path("key", &raw.key)?,
+        })
     }
 
     fn endpoint(&mut self, text: &Text) {
@@ -309,6 +364,7 @@ fn endpoint_host(url: &str) -> Option<&str> {
     let (host, port) = rest.trim_end_matches('/').rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|p| *p != 0)?;
     let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    let good = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
+    let good =
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
     good.then_some(host)
 }

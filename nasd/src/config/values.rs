@@ -314,7 +314,9 @@ pub fn show_duration(d: Duration) -> String {
 #[must_use]
 pub fn is_name(text: &str) -> bool {
     let first = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
-    first && text.len() <= NAME_MAX && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    first
+        && text.len() <= NAME_MAX
+        && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 /// DRBD resource names and host names: letters, digits, `-`, `_`, `.`; no dot or dash first.
@@ -338,7 +340,7 @@ pub fn is_interface(text: &str) -> bool {
 #[must_use]
 pub fn is_export(text: &str) -> bool {
     let Some(rest) = text.strip_prefix('/') else { return false };
-    text.len() <= 255 && rest.split('/').all(|part| is_word(part))
+    text.len() <= 255 && rest.split('/').all(is_word)
 }
 
 #[cfg(test)]
@@ -382,7 +384,10 @@ mod tests {
     fn macs_and_uuids_are_strict() {
         assert_eq!("01:00:00:00:00:01".parse::<Mac>(), Err(ValueError::GroupMac));
         assert_eq!("02:00:00:00:00".parse::<Mac>(), Err(ValueError::Mac));
-        assert_eq!("00000000-0000-0000-0000-000000000000".parse::<Fsid>(), Err(ValueError::NilUuid));
+        assert_eq!(
+            "00000000-0000-0000-0000-000000000000".parse::<Fsid>(),
+            Err(ValueError::NilUuid)
+        );
         assert_eq!("+0000000-0000-0000-0000-000000000001".parse::<Fsid>(), Err(ValueError::Uuid));
     }
 

@@ -82,7 +82,11 @@ fn refused(path: &Path, error: &io::Error) -> CoordinatorError {
 }
 
 fn lock(path: &Path) -> io::Result<Flock<File>> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.with_extension("lock"))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path.with_extension("lock"))?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno.into())
 }
 

@@ -88,7 +88,8 @@ fn judge(seen: Option<&Record>, read: Option<&Record>) -> Result<(), String> {
             seen.epoch
         )),
         (Some(seen), Some(read))
-            if (read.epoch, read.generation) < (seen.epoch, 0) || read.generation < seen.generation =>
+            if (read.epoch, read.generation) < (seen.epoch, 0)
+                || read.generation < seen.generation =>
         {
             Err(format!(
                 "the coordinator shows epoch {} generation {}, this node has seen {} and {}: {remedy}",

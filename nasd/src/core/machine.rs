@@ -389,10 +389,8 @@ impl Machine {
     /// same epoch, knows the asker as owner and has not begun to open.
     #[must_use]
     pub fn consents(&self, epoch: u64) -> bool {
-        let idle = matches!(
-            self.stage,
-            Stage::Standby | Stage::HandedOver { .. } | Stage::Waiting
-        ) && self.pending.as_ref().is_none_or(|p| p.job == Job::HandOver);
+        let idle = matches!(self.stage, Stage::Standby | Stage::HandedOver { .. } | Stage::Waiting)
+            && self.pending.as_ref().is_none_or(|p| p.job == Job::HandOver);
         let Some(record) = self.record().filter(|r| idle && r.epoch == epoch) else { return false };
         let leaves = matches!(&record.phase, Phase::Moving { from, .. } if *from == self.peer);
         record.authority() == Some(&self.peer) || leaves
@@ -644,7 +642,11 @@ impl Machine {
         let left = self.leftovers.unwrap_or_default();
         let dirty = left.mounted || left.serving_threads || left.addressed;
         if dirty || self.drbd.role == Role::Primary {
-            self.close(now, format!("the record says {} in epoch {}", record.phase, record.epoch), out);
+            self.close(
+                now,
+                format!("the record says {} in epoch {}", record.phase, record.epoch),
+                out,
+            );
             return;
         }
         self.problem = None;
@@ -668,9 +670,13 @@ impl Machine {
         let uuids = self.drbd.data_uuid.clone();
         let peer_current = record.current.contains(&self.peer);
         let next = match &record.phase {
-            Phase::Moving { to, .. } if *to == self.me => record.settle_move(&self.me, self.generation, uuids),
+            Phase::Moving { to, .. } if *to == self.me => {
+                record.settle_move(&self.me, self.generation, uuids)
+            }
             Phase::Moving { from, .. } if *from == self.me => record.return_from_move(&self.me),
-            Phase::Taking { owner } if *owner == self.me => record.settle_take(&self.me, self.generation, uuids),
+            Phase::Taking { owner } if *owner == self.me => {
+                record.settle_take(&self.me, self.generation, uuids)
+            }
             Phase::Serving { owner } if *owner == self.me => {
                 if record.generation < self.generation {
                     record.reopened(&self.me, self.generation, uuids)
@@ -683,7 +689,11 @@ impl Machine {
                 }
             }
             _ => {
-                self.close(now, format!("the record says {} in epoch {}", record.phase, record.epoch), out);
+                self.close(
+                    now,
+                    format!("the record says {} in epoch {}", record.phase, record.epoch),
+                    out,
+                );
                 return;
             }
         };
@@ -717,7 +727,10 @@ impl Machine {
             let end = if record.authority() == Some(&self.peer) {
                 MoveEnd::Moved
             } else {
-                MoveEnd::Failed(format!("the record says {} in epoch {}", record.phase, record.epoch))
+                MoveEnd::Failed(format!(
+                    "the record says {} in epoch {}",
+                    record.phase, record.epoch
+                ))
             };
             out.push(Effect::MoveEnded(end));
         }
@@ -761,7 +774,9 @@ impl Machine {
             }
             (Stage::Opening { why, .. }, Err(error)) => self.opening_failed(now, why, &error, out),
             (Stage::Cutting { to, at }, Ok(_)) => self.stage = Stage::Cutting { to, at: at + 1 },
-            (Stage::Cutting { to, at }, Err(error)) => self.cut_failed(now, to, at, step, &error, out),
+            (Stage::Cutting { to, at }, Err(error)) => {
+                self.cut_failed(now, to, at, step, &error, out)
+            }
             (Stage::Closing { at, reason }, Ok(_)) => self.advance_closing(at, reason, out),
             (Stage::Closing { reason, .. }, Err(error)) => {
                 self.closing_failed(now, &reason, &error, out);
@@ -826,13 +841,7 @@ impl Machine {
     }
 
     /// Closing is never given up: a later step may still succeed, and all is tried again.
-    fn closing_failed(
-        &mut self,
-        now: Now,
-        reason: &str,
-        error: &StepError,
-        out: &mut Vec<Effect>,
-    ) {
+    fn closing_failed(&mut self, now: Now, reason: &str, error: &StepError, out: &mut Vec<Effect>) {
         let problem = format!("{reason}; closing: {error}");
         self.answer(Err(problem.clone()), out);
         self.problem = Some(problem);
@@ -847,7 +856,8 @@ impl Machine {
     fn begin_move(&mut self, now: Now, to: &NodeName, timeout: Duration, out: &mut Vec<Effect>) {
         let busy = self.stage != Stage::Serving || self.pending.is_some();
         let Some(record) = self.record().cloned().filter(|_| !busy && *to == self.peer) else {
-            let why = format!("the service is {} here; a move starts from serving", self.stage.name());
+            let why =
+                format!("the service is {} here; a move starts from serving", self.stage.name());
             out.push(Effect::MoveEnded(MoveEnd::RolledBack(why)));
             return;
         };

@@ -22,13 +22,21 @@ pub struct Finding {
 impl Finding {
     /// A finding that refuses the move.
     #[must_use]
-    pub fn refusal(code: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn refusal(
+        code: &'static str,
+        evidence: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { code, refuses: true, evidence: evidence.into(), remedy: remedy.into() }
     }
 
     /// A finding that only warns.
     #[must_use]
-    pub fn warning(code: &'static str, evidence: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub fn warning(
+        code: &'static str,
+        evidence: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { refuses: false, ..Self::refusal(code, evidence, remedy) }
     }
 }

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_drbd::{
-    CommandError, CommandQueue, Drbd, Events, Force, OpenError, Refusal, ResourceStatus, StatusError,
+    CommandError, CommandQueue, Drbd, Events, Force, OpenError, Refusal, ResourceStatus,
+    StatusError,
 };
 use thiserror::Error;
 
@@ -146,8 +147,10 @@ impl Resource {
         Some(DrbdStatus {
             resource: self.name.clone(),
             role: format!("{:?}", status.role),
-            connection: connection.map_or_else(|| "StandAlone".into(), |c| format!("{:?}", c.state)),
-            peer_role: connection.map_or_else(|| "Unknown".into(), |c| format!("{:?}", c.peer_role)),
+            connection: connection
+                .map_or_else(|| "StandAlone".into(), |c| format!("{:?}", c.state)),
+            peer_role: connection
+                .map_or_else(|| "Unknown".into(), |c| format!("{:?}", c.peer_role)),
             disks: disks.collect(),
             violations: Vec::new(),
         })

@@ -250,7 +250,8 @@ impl Hands {
     /// When the kernel refuses.
     pub fn refresh_gate(&self, right: Right) -> Result<(), nasd_net::NetError> {
         lock(&self.keeper).refresh(right)?;
-        let due = lock(&self.addressed_at).is_some_and(|at| at.elapsed() > self.right.valid_lft / 4);
+        let due =
+            lock(&self.addressed_at).is_some_and(|at| at.elapsed() > self.right.valid_lft / 4);
         if due {
             *lock(&self.addressed_at) = Some(Instant::now());
             let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);

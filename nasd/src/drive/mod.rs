@@ -6,8 +6,8 @@
 pub mod drbd;
 pub mod failpoint;
 pub mod fence;
-pub mod hands;
 pub mod handover;
+pub mod hands;
 pub mod moves;
 pub mod network;
 pub mod right;

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nasd_net::addr::{self, IfAddr, Lifetime};
+use nasd_net::frames::Announcer;
 use nasd_net::gate::Gate;
 use nasd_net::link::{self, MacAddr, MacvlanSpec};
 use nasd_net::sockets::{self, Connection};
-use nasd_net::frames::Announcer;
 use nasd_net::tickle::{Payload, Tickler};
 use nasd_net::{NetError, Netns, NetnsWorker, route};
 use nasd_nfsd::exports::{Cidr as ExportCidr, FsUuid};

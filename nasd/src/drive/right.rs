@@ -60,7 +60,19 @@ impl Keeper {
     /// # Errors
     /// When the kernel refuses the write.
     pub fn refresh(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
-        if self.armed == Some(right.epoch) { self.gate.set(Which::Both, right.deadline) } else { Ok(()) }
+        if self.armed == Some(right.epoch) {
+            self.gate.set(Which::Both, right.deadline)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The node goes on serving in a later epoch of its own (a move begun or rolled back): rights of
+    /// that epoch may refresh a gate that is open. A shut gate stays shut.
+    pub fn go_on_in(&mut self, epoch: u64) {
+        if self.armed.is_some() {
+            self.armed = Some(epoch);
+        }
     }
 
     /// Shuts one direction or both; no refresh opens it again.

@@ -38,7 +38,9 @@ pub const STATE_DIR: &str = "/var/lib/nasd";
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The host is not one of the configured nodes.
-    #[error("this host is called {hostname}, which is none of the configured nodes ({nodes}); correct [[node]] name or the host name")]
+    #[error(
+        "this host is called {hostname}, which is none of the configured nodes ({nodes}); correct [[node]] name or the host name"
+    )]
     NotConfigured {
         /// What the kernel says.
         hostname: String,
@@ -100,10 +102,8 @@ struct Common {
 pub async fn run(config: Config) -> Result<(), StartError> {
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     let nodes = config.nodes.iter().map(|n| n.name.0.clone()).collect::<Vec<_>>().join(", ");
-    let me = config
-        .this_node(&hostname)
-        .ok_or(StartError::NotConfigured { hostname, nodes })?
-        .clone();
+    let me =
+        config.this_node(&hostname).ok_or(StartError::NotConfigured { hostname, nodes })?.clone();
     let peer = config.peer_of(&me.name).cloned().ok_or_else(|| StartError::NotConfigured {
         hostname: me.name.0.clone(),
         nodes: "no second node".into(),
@@ -164,8 +164,7 @@ async fn start_service(
         stood.0.add_routes(&for_thread)?;
         Ok(stood)
     });
-    let network_error =
-        |source| StartError::Network { service: service.name.clone(), source };
+    let network_error = |source| StartError::Network { service: service.name.clone(), source };
     let (network, gate) = match stood.await {
         Ok(result) => result.map_err(network_error)?,
         Err(error) => return Err(io("set up the network")(std::io::Error::other(error))),
@@ -204,11 +203,8 @@ async fn start_service(
     let founds = service.preferred.as_ref().unwrap_or(&config.nodes[0].name) == &common.me;
     let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds);
     tokio::spawn(ServiceTask::new(machine, Arc::clone(&hands), inbox, handle.clone()).run());
-    let follower = Follower {
-        resource: service.drbd.clone(),
-        slot: resource.slot(),
-        handle: handle.clone(),
-    };
+    let follower =
+        Follower { resource: service.drbd.clone(), slot: resource.slot(), handle: handle.clone() };
     Ok((Entry { handle, hands }, follower))
 }
 
@@ -240,7 +236,8 @@ async fn serve(
     if socket.exists() {
         std::fs::remove_file(socket).map_err(io(format!("remove the old {}", socket.display())))?;
     }
-    let listener = UnixListener::bind(socket).map_err(io(format!("listen on {}", socket.display())))?;
+    let listener =
+        UnixListener::bind(socket).map_err(io(format!("listen on {}", socket.display())))?;
     restrict(socket)?;
     let control = Server::builder()
         .add_service(ControlServer::new(ControlService { services: services.clone() }))
@@ -250,12 +247,8 @@ async fn serve(
         .tcp_nodelay(true)
         .add_service(PeerServer::new(PeerService { services: services.clone() }))
         .serve(me.address);
-    let fence = fence::serve(
-        Path::new(fence::SOCKET),
-        services.me.clone(),
-        services.peer.clone(),
-        records,
-    );
+    let fence =
+        fence::serve(Path::new(fence::SOCKET), services.me.clone(), services.peer.clone(), records);
     notify_ready();
     tracing::info!(node = %me.name, services = services.by_name.len(), "nasd runs");
     tokio::select! {

@@ -90,7 +90,13 @@ impl Hands {
         self.timeline.step(&self.me.0, step.name(), began, took, detail.clone());
         match &result {
             Ok(_) => tracing::info!(service = self.service.name, step = step.name(), ?took, "done"),
-            Err(_) => tracing::warn!(service = self.service.name, step = step.name(), ?took, detail, "failed"),
+            Err(_) => tracing::warn!(
+                service = self.service.name,
+                step = step.name(),
+                ?took,
+                detail,
+                "failed"
+            ),
         }
         failpoint::hit(&format!("step:{step}"));
         result
@@ -244,12 +250,14 @@ impl Hands {
             Answer::Marker { marker } => marker,
             _ => None,
         };
-        judge_marker(&self.service.name, found.as_ref(), context)
-            .map_err(|reason| StepError::WrongVolume { reason: format!("{}: {reason}", target.display()) })
+        judge_marker(&self.service.name, found.as_ref(), context).map_err(|reason| {
+            StepError::WrongVolume { reason: format!("{}: {reason}", target.display()) }
+        })
     }
 
     async fn start_threads(&self, context: &StepContext) -> Result<(), StepError> {
-        let exports = self.service.filesystems.iter().map(|fs| export_of(&self.service, fs)).collect();
+        let exports =
+            self.service.filesystems.iter().map(|fs| export_of(&self.service, fs)).collect();
         let Some(first) = self.service.filesystems.first() else { return Ok(()) };
         let op = Op::ServerStart {
             threads: u32::from(self.service.threads),
@@ -280,7 +288,8 @@ impl Hands {
     async fn open_gate(&self, context: &StepContext) -> Result<(), StepError> {
         let limit = Step::OpenGate.deadline().saturating_sub(Duration::from_millis(500));
         let Some(right) = right::wait_for(&self.granted, context.epoch, limit).await else {
-            let reason = "neither the peer nor the coordinator granted the right to serve".to_owned();
+            let reason =
+                "neither the peer nor the coordinator granted the right to serve".to_owned();
             return Err(StepError::Refused { step: Step::OpenGate.name(), reason });
         };
         *lock(&self.addressed_at) = Some(Instant::now());

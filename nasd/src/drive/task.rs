@@ -10,8 +10,8 @@ use nasd_proto::{ClientStall, Endpoint, MoveEvent, Outcome, outcome::Result as M
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::hands::Hands;
 use super::handover::{self, HandOverNews};
+use super::hands::{Hands, lock};
 use super::moves;
 use super::right::Wish;
 use crate::api::status::{LastMove, ServiceStatus};
@@ -190,7 +190,9 @@ impl ServiceTask {
         }
         self.tally.outcome = None;
         let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-        tokio::spawn(async move { moves::preflight_and_begin(&hands, request, facts, &tell).await });
+        tokio::spawn(
+            async move { moves::preflight_and_begin(&hands, request, facts, &tell).await },
+        );
     }
 
     fn hand_over(&mut self, call: HandOverCall) {
@@ -220,10 +222,15 @@ impl ServiceTask {
     }
 
     fn publish(&self) {
-        let wish = self.machine.wants_right().map(|epoch| Wish {
-            epoch,
-            sole_current: self.machine.sole_current(),
-        });
+        let wish = self
+            .machine
+            .wants_right()
+            .map(|epoch| Wish { epoch, sole_current: self.machine.sole_current() });
+        if let Some(wish) = wish
+            && matches!(self.machine.stage().name(), "serving" | "preparing")
+        {
+            lock(&self.hands.keeper).go_on_in(wish.epoch);
+        }
         self.hands.wish.send_if_modified(|old| {
             let changed = *old != wish;
             *old = wish;
@@ -339,7 +346,8 @@ impl ServiceTask {
     fn clients_back(&mut self, clients: Vec<ClientStall>) {
         if self.tally.receives {
             self.tally.receives = false;
-            let outcome = Outcome { clients, ..self.opened_outcome(MoveResult::Moved, String::new()) };
+            let outcome =
+                Outcome { clients, ..self.opened_outcome(MoveResult::Moved, String::new()) };
             self.hands.timeline.outcome(outcome);
             self.hands.timeline.hang_up();
         } else if let Some(mut outcome) = self.tally.outcome.take() {

@@ -119,7 +119,10 @@ impl Link {
     ///
     /// # Errors
     /// gRPC's status: the outcome is then unknown.
-    pub async fn hand_over(&self, request: HandOverRequest) -> Result<Streaming<MoveEvent>, Status> {
+    pub async fn hand_over(
+        &self,
+        request: HandOverRequest,
+    ) -> Result<Streaming<MoveEvent>, Status> {
         let answer = self.client.clone().hand_over(Request::new(request)).await;
         self.answered(answer)
     }

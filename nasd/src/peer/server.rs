@@ -18,7 +18,7 @@ use crate::core::machine::Event;
 use crate::core::preflight::{Finding as CoreFinding, violation};
 use crate::drive::hands::Hands;
 use crate::drive::moves;
-use crate::drive::task::{Command, Handle, HandOverCall, TargetFacts};
+use crate::drive::task::{Command, HandOverCall, Handle, TargetFacts};
 
 /// Time for a task to answer from memory.
 const ANSWER: Duration = Duration::from_millis(400);
@@ -145,7 +145,8 @@ impl Peer for PeerService {
         _request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
         let mine = self.services.status_here().await;
-        let node_json = vec![serde_json::to_string(&mine).map_err(|e| Status::internal(e.to_string()))?];
+        let node_json =
+            vec![serde_json::to_string(&mine).map_err(|e| Status::internal(e.to_string()))?];
         Ok(Response::new(StatusReply { node_json, unreachable: Vec::new() }))
     }
 }
@@ -155,7 +156,9 @@ async fn send(handle: &Handle, command: Command) -> Result<(), Status> {
 }
 
 /// Turns a channel into a gRPC stream.
-pub fn ok_stream(mut events: mpsc::Receiver<MoveEvent>) -> ReceiverStream<Result<MoveEvent, Status>> {
+pub fn ok_stream(
+    mut events: mpsc::Receiver<MoveEvent>,
+) -> ReceiverStream<Result<MoveEvent, Status>> {
     let (tx, rx) = mpsc::channel(64);
     tokio::spawn(async move {
         while let Some(event) = events.recv().await {

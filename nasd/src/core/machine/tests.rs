@@ -294,7 +294,11 @@ fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
             }
             world.restart(victim);
             world.settle();
-            assert!(world.owner().is_some(), "victim {victim} after {after}: {:#?}", world.machines);
+            assert!(
+                world.owner().is_some(),
+                "victim {victim} after {after}: {:#?}",
+                world.machines
+            );
             let owner = world.owner().unwrap();
             let record = world.stored.as_ref().unwrap().record.clone();
             assert_eq!(record.authority(), Some(&names()[owner]), "victim {victim} after {after}");

@@ -152,11 +152,8 @@ fn foreign_namespace(pid: u32, dir: &Path, sought: &Sought) -> Vec<Holder> {
     let own = MountTable::read().map(|t| groups_of(&t, sought)).unwrap_or_default();
     // A copy of our peer group goes when ours goes (udevd, services with private mounts).
     let follows = |groups: &[u32]| groups.iter().any(|g| own.contains(g));
-    let mounts: Vec<_> = table
-        .entries()
-        .iter()
-        .filter(|e| e.dev == sought.dev && !follows(&e.groups))
-        .collect();
+    let mounts: Vec<_> =
+        table.entries().iter().filter(|e| e.dev == sought.dev && !follows(&e.groups)).collect();
     if mounts.is_empty() {
         return Vec::new();
     }

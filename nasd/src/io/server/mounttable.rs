@@ -98,7 +98,12 @@ fn entry(line: &[u8]) -> Option<Entry> {
         fstype: text(separator + 1)?,
         source: unescape(words.get(separator + 2)?).to_string_lossy().into_owned(),
         read_only: read_only(options(5)) || read_only(options(separator + 3)),
-        groups: words.get(6..separator).unwrap_or_default().iter().filter_map(|w| group(w)).collect(),
+        groups: words
+            .get(6..separator)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|w| group(w))
+            .collect(),
     })
 }
 

@@ -65,7 +65,12 @@ pub fn command(m: &Machine<'_>) -> Result<Command, LabError> {
         q.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
         // QEMU 7.2 spoils the flags in cmpxchg16b, and kernels of 6.12 die of that; without it they do otherwise.
-        q.args(["-accel", "tcg,thread=multi", "-cpu", "qemu64,-cx16,+ssse3,+sse4.1,+sse4.2,+popcnt"]);
+        q.args([
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "qemu64,-cx16,+ssse3,+sse4.1,+sse4.2,+popcnt",
+        ]);
     }
     // User-Mode Linux in another lab may hold the image under a lock of its own.
     drive(&mut q, &root, "format=qcow2,backing.file.locking=off", "a");

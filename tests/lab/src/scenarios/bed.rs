@@ -107,7 +107,11 @@ fn config(ctx: &Ctx, services: &[Svc]) -> String {
         endpoints.join(", ")
     );
     for node in ctx.lab.nodes().filter(|n| NAS.contains(&n.name.as_str())) {
-        text += &format!("[[node]]\nname = \"{}\"\naddress = \"{}:7410\"\n\n", node.name, node.address());
+        text += &format!(
+            "[[node]]\nname = \"{}\"\naddress = \"{}:7410\"\n\n",
+            node.name,
+            node.address()
+        );
     }
     text += &format!("[peer]\n{}\n\n", pki.replace(", ", "\n"));
     if slow {
@@ -118,7 +122,12 @@ fn config(ctx: &Ctx, services: &[Svc]) -> String {
             "[[service]]\nname = \"{}\"\ndrbd = \"{}\"\ninterface = \"{}\"\naddresses = [\"{}/24\"]\n\
              preferred = \"{}\"\nunsafe_write_cache = true\n\n  [[service.filesystem]]\n  volume = 0\n  \
              fstype = \"ext4\"\n  export = \"/{}\"\n  clients = [\"10.77.0.0/24\"]\n  no_root_squash = true\n\n",
-            s.name, s.drbd, ctx.lab.engine().interface(), s.address, s.preferred, s.name
+            s.name,
+            s.drbd,
+            ctx.lab.engine().interface(),
+            s.address,
+            s.preferred,
+            s.name
         );
     }
     text
@@ -171,7 +180,12 @@ impl Bed {
     ///
     /// # Errors
     /// When it does not happen in time; with what was seen last.
-    pub fn wait_served(&self, ctx: &Ctx, service: Svc, limit: Duration) -> Result<String, LabError> {
+    pub fn wait_served(
+        &self,
+        ctx: &Ctx,
+        service: Svc,
+        limit: Duration,
+    ) -> Result<String, LabError> {
         let end = Instant::now() + ctx.patience(limit);
         let mut seen = String::new();
         while Instant::now() < end {
@@ -230,7 +244,13 @@ impl Bed {
     ///
     /// # Errors
     /// When the node does not answer at all.
-    pub fn switchover(&self, ctx: &Ctx, on: &str, service: Svc, more: &[&str]) -> Result<Moved, LabError> {
+    pub fn switchover(
+        &self,
+        ctx: &Ctx,
+        on: &str,
+        service: Svc,
+        more: &[&str],
+    ) -> Result<Moved, LabError> {
         let start_ns = clock(ctx)?;
         let mut argv = vec!["nasctl", "switchover", service.name, "--json"];
         argv.extend(more);
@@ -251,9 +271,8 @@ impl Bed {
             let dir = format!("/srv/nasd/{0}/{0}", service.name);
             let argv = ["lab-blocks", "check", "--dir", &dir, "--json", "--log", &logs.join(",")];
             let out = ctx.lab.exec(&owner, &argv, ctx.patience(Duration::from_secs(60)))?;
-            let report: CheckReport = serde_json::from_str(&out.stdout).map_err(|e| {
-                in_vain("the block check", format!("{e}: {}", out.stderr), REST)
-            })?;
+            let report: CheckReport = serde_json::from_str(&out.stdout)
+                .map_err(|e| in_vain("the block check", format!("{e}: {}", out.stderr), REST))?;
             add(&mut ctx.report.blocks, &BlockCounts::from(&report));
         }
         ctx.report.add_clients(&self.stats, windows);
@@ -272,7 +291,10 @@ impl Bed {
             for nas in NAS {
                 let left = leftovers(ctx, nas, *service)?;
                 let expected = if nas == owner { "address mount Primary" } else { "" };
-                ctx.demand(left == expected, &format!("{nas} has [{expected}] of {}, not [{left}]", service.name));
+                ctx.demand(
+                    left == expected,
+                    &format!("{nas} has [{expected}] of {}, not [{left}]", service.name),
+                );
             }
         }
         Ok(())
@@ -298,8 +320,24 @@ fn start_writer(ctx: &Ctx, hv: &str, service: Svc, id: &str) -> Result<Writer, L
     let (dir, log) = (format!("/mnt/{}", service.name), format!("/run/{id}.log"));
     let stats = format!("/run/{id}.json");
     let argv = [
-        "lab-blocks", "write", "--dir", &dir, "--writer", id, "--files", "2", "--blocks", "128", "--log",
-        &log, "--stats", &stats, "--gap-ms", "20", "--pause-ms", "2",
+        "lab-blocks",
+        "write",
+        "--dir",
+        &dir,
+        "--writer",
+        id,
+        "--files",
+        "2",
+        "--blocks",
+        "128",
+        "--log",
+        &log,
+        "--stats",
+        &stats,
+        "--gap-ms",
+        "20",
+        "--pause-ms",
+        "2",
     ];
     let job = ctx.lab.spawn(hv, &argv)?;
     let end = Instant::now() + ctx.patience(Duration::from_secs(30));
@@ -372,8 +410,10 @@ fn serving(ctx: &Ctx, service: Svc) -> Result<Option<String>, String> {
 /// In words, when it does not answer.
 pub fn status(ctx: &Ctx, nas: &str, service: Svc) -> Result<Option<Value>, String> {
     let limit = ctx.patience(Duration::from_secs(10));
-    let out = ctx.lab.exec(nas, &["nasctl", "status", "--json"], limit).map_err(|e| e.to_string())?;
-    let document: Value = serde_json::from_str(&out.stdout).map_err(|_| format!("{nas}: {}", out.stderr))?;
+    let out =
+        ctx.lab.exec(nas, &["nasctl", "status", "--json"], limit).map_err(|e| e.to_string())?;
+    let document: Value =
+        serde_json::from_str(&out.stdout).map_err(|_| format!("{nas}: {}", out.stderr))?;
     let nodes = document["nodes"].as_array().cloned().unwrap_or_default();
     let mine = nodes.into_iter().find(|n| n["node"] == *nas);
     Ok(mine.and_then(|n| {

@@ -19,11 +19,22 @@ pub const SCENARIO: Scenario = Scenario {
 
 /// Steps of the old owner, then of the target; names as in the timeline.
 const OWNER: [&str; 8] = [
-    "step:warm", "step:close-inbound", "step:drain", "step:close-outbound", "step:threads-0",
-    "step:sync", "step:umount", "step:secondary",
+    "step:warm",
+    "step:close-inbound",
+    "step:drain",
+    "step:close-outbound",
+    "step:threads-0",
+    "step:sync",
+    "step:umount",
+    "step:secondary",
 ];
 const TARGET: [&str; 7] = [
-    "step:primary", "step:mount", "step:marker", "step:threads", "step:probe", "step:open-gate",
+    "step:primary",
+    "step:mount",
+    "step:marker",
+    "step:threads",
+    "step:probe",
+    "step:open-gate",
     "step:tickle",
 ];
 

@@ -39,7 +39,7 @@ fn busy(ctx: &mut Ctx) -> Result<(), LabError> {
     ctx.report.moves += 1;
     ctx.demand(refused.code == 1, "an open file refuses the move in pre-flight");
     ctx.demand(refused.refusals() == ["volume-busy"], "the refusal says volume-busy");
-    let named = refused.events.iter().any(|e| e.to_string().contains("bash ("));
+    let named = refused.events.iter().any(|e| e.to_string().contains("sleep ("));
     ctx.demand(named, "the refusal names the process");
     job.kill()?;
     job.wait(LIMIT)?;
@@ -64,7 +64,7 @@ fn opened_after_preflight(
     let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
     ctx.report.moves += 1;
     ctx.demand(moved.code == 3, "a file opened after the pre-flight rolls the move back");
-    ctx.demand(moved.message().contains("bash ("), "the outcome names the process");
+    ctx.demand(moved.message().contains("sleep ("), "the outcome names the process");
     ctx.report.notes.push(format!("rolled back: {}", moved.message()));
     job.kill()?;
     job.wait(LIMIT)?;
@@ -74,8 +74,17 @@ fn opened_after_preflight(
 fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = Bed::up(ctx, &[VMS])?;
     bed.write(ctx)?;
-    let capture = ctx.lab.capture("nas2", &format!("src host {} or (arp and arp[14:4] = 0x0a4d0065)", VMS.address))?;
-    refused_after(ctx, &bed, "diskless", "drbdadm detach r0", &["target-disk", "target-not-current"])?;
+    let capture = ctx.lab.capture(
+        "nas2",
+        &format!("src host {} or (arp and arp[14:4] = 0x0a4d0065)", VMS.address),
+    )?;
+    refused_after(
+        ctx,
+        &bed,
+        "diskless",
+        "drbdadm detach r0",
+        &["target-disk", "target-not-current"],
+    )?;
     resync(ctx, &bed)?;
     let foreign = "mkdir -p /srv/nasd/vms/vms && mount -t tmpfs none /srv/nasd/vms/vms";
     refused_after(ctx, &bed, "mount point taken", foreign, &["mountpoint-taken"])?;
@@ -118,7 +127,11 @@ fn resync(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
     let script = format!("{slow}; drbdadm invalidate r0 || true");
     refused_after(ctx, bed, "resync running", &script, &["resync-running"])?;
     for nas in ["nas1", "nas2"] {
-        ctx.lab.sh(nas, "drbdsetup disk-options 0 --resync-rate=400M --c-plan-ahead=0 --c-min-rate=0", LIMIT)?;
+        ctx.lab.sh(
+            nas,
+            "drbdsetup disk-options 0 --resync-rate=400M --c-plan-ahead=0 --c-min-rate=0",
+            LIMIT,
+        )?;
     }
     ctx.lab.drbd_wait("r0", "dstate", "UpToDate/UpToDate")?;
     bed.wait_served(ctx, VMS, Duration::from_secs(30)).map(drop)

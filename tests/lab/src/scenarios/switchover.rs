@@ -60,6 +60,9 @@ fn moves(ctx: &mut Ctx, count: u64, bounds: Option<(f64, f64)>) -> Result<(), La
     let medians = steps.iter().map(|(n, ms)| (n.clone(), Percentiles::of(ms).p50.into()));
     let medians: serde_json::Map<_, _> = medians.collect();
     ctx.report.extra.insert("step_median_ms".into(), medians.into());
+    let each = crate::report::stalls(&bed.stats, &windows);
+    let each = each.iter().map(|s| format!("{}:{} {:.0}", s.window, s.writer, s.ms));
+    ctx.report.extra.insert("stalls".into(), each.collect::<Vec<_>>().into());
     ctx.demand(ctx.report.failed == 0, "every move succeeds");
     if let Some((p50, max)) = bounds {
         ctx.bound("stall p50 ms", ctx.report.stall_ms.p50, p50);
@@ -71,7 +74,8 @@ fn moves(ctx: &mut Ctx, count: u64, bounds: Option<(f64, f64)>) -> Result<(), La
 fn note_move(ctx: &mut Ctx, number: u64, moved: &Moved) {
     if moved.code != 0 || moved.outcome() != "moved" {
         ctx.report.failed += 1;
-        let what = format!("move {number}: exit {} {} {}", moved.code, moved.outcome(), moved.message());
+        let what =
+            format!("move {number}: exit {} {} {}", moved.code, moved.outcome(), moved.message());
         ctx.report.notes.push(what);
         ctx.report.notes.extend(moved.refusals());
     }
@@ -94,7 +98,8 @@ fn two_services(ctx: &mut Ctx) -> Result<(), LabError> {
     let stalls = crate::report::stalls(&neighbours, &windows);
     let worst = stalls.iter().map(|s| s.ms).fold(0.0, f64::max);
     bed.verify(ctx, &windows)?;
-    let moving: Vec<_> = bed.stats.iter().filter(|s| s.writer.contains(VMS.name)).cloned().collect();
+    let moving: Vec<_> =
+        bed.stats.iter().filter(|s| s.writer.contains(VMS.name)).cloned().collect();
     let own: Vec<f64> = crate::report::stalls(&moving, &windows).iter().map(|s| s.ms).collect();
     ctx.report.stall_ms = Percentiles::of(&own);
     ctx.report.extra.insert("neighbour_stall_max_ms".into(), worst.into());
