@@ -61,7 +61,7 @@ pub struct Hands {
     /// Starts or finds nasd-io.
     pub launcher: Launcher,
     /// The connection to it.
-    pub io: tokio::sync::Mutex<Option<Client>>,
+    pub io: Arc<tokio::sync::Mutex<Option<Client>>>,
     /// Clients' connections as last seen.
     pub clients: Mutex<Vec<nasd_net::sockets::Connection>>,
     /// The record as the core has it, for those who must not wait for the task (S10).

@@ -38,12 +38,13 @@ pub struct Right {
 pub struct Keeper {
     gate: Gate,
     armed: Option<u64>,
+    opened: Option<u64>,
 }
 
 impl Keeper {
     /// A gate as it was found or made; not armed.
     pub fn new(gate: Gate) -> Self {
-        Self { gate, armed: None }
+        Self { gate, armed: None, opened: None }
     }
 
     /// Opens for an epoch, with a right of that epoch.
@@ -52,6 +53,7 @@ impl Keeper {
     /// When the kernel refuses the write; the gate is then as it was.
     pub fn open(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
         self.armed = Some(right.epoch);
+        self.opened = Some(right.epoch);
         self.gate.set(Which::Both, right.deadline)
     }
 
@@ -65,6 +67,12 @@ impl Keeper {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether the gate has been open without interruption since it was opened in that epoch.
+    #[must_use]
+    pub fn is_open_since(&self, epoch: u64) -> bool {
+        self.armed.is_some() && self.opened == Some(epoch)
     }
 
     /// The node goes on serving in a later epoch of its own (a move begun or rolled back): rights of

@@ -193,7 +193,7 @@ async fn start_service(
             service: service.name.clone(),
             netns: PathBuf::from("/run/netns").join(service.netns_name()),
         },
-        io: tokio::sync::Mutex::default(),
+        io: Arc::default(),
         clients: Mutex::default(),
         record: watch::channel(None).0,
         addressed_at: Mutex::default(),

@@ -150,9 +150,10 @@ impl Hands {
 
     async fn stop_threads(&self) -> Result<(), StepError> {
         let limit = Step::StopThreads.deadline();
-        self.io_call(Op::IgnoreRemovals { ignore: true }, limit)
-            .await
-            .map_err(|e| refused("threads-0", &e))?;
+        // Refused where no records are loaded: then there is nothing to remove either.
+        if let Err(error) = self.io_call(Op::IgnoreRemovals { ignore: true }, limit).await {
+            tracing::debug!(%error, "removals of client records");
+        }
         let stopped = self.io_call(Op::ServerStop, limit).await;
         stopped.map(drop).map_err(|e| refused("threads-0", &e))
     }
@@ -300,7 +301,28 @@ impl Hands {
             lock(&keeper).open(right).map_err(kernel(Step::OpenGate))?;
             network.announce().map_err(kernel(Step::OpenGate))
         })
-        .await
+        .await?;
+        self.believe_removals_later(context.epoch);
+        Ok(())
+    }
+
+    /// S6: for one lease after opening a removal may mean only that a client could not come in time.
+    fn believe_removals_later(&self, epoch: u64) {
+        let (io, keeper) = (Arc::clone(&self.io), Arc::clone(&self.keeper));
+        let lease = self.service.lease;
+        tokio::spawn(async move {
+            tokio::time::sleep(lease).await;
+            if !lock(&keeper).is_open_since(epoch) {
+                return;
+            }
+            let client = io.lock().await.clone();
+            if let Some(client) = client {
+                let op = Op::IgnoreRemovals { ignore: false };
+                if let Err(error) = client.call(op, Duration::from_secs(2)).await {
+                    tracing::warn!(%error, "removals of client records stay ignored");
+                }
+            }
+        });
     }
 
     /// The first tickle now, the rest in the background: nobody waits for them.

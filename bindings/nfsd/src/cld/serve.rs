@@ -164,7 +164,8 @@ impl Service {
     /// Prepares the race for the pipe; failing to costs 100 ms and nothing else.
     fn hurry(&self) {
         let bound = self.cpu.map_or(Ok(()), urgent::bind_to);
-        if let Err(error) = bound.and_then(|()| urgent::outrank()) {
+        let urgent = bound.and_then(|()| urgent::outrank()).or_else(|_| urgent::be_first());
+        if let Err(error) = urgent {
             tracing::info!(%error, "client tracker runs at ordinary priority");
         }
     }

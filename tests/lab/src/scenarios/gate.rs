@@ -29,7 +29,8 @@ fn run(ctx: &mut Ctx) -> Result<(), LabError> {
     wait_stopped(ctx)?;
     // The right that was granted before runs out by itself, without any user code.
     thread::sleep(ctx.patience(Duration::from_millis(2500)));
-    let filter = format!("src host {0} or (arp and arp[14:4] = 0x0a4d0065)", VMS.address);
+    let filter =
+        format!("inbound and (src host {0} or (arp and arp[14:4] = 0x0a4d0065))", VMS.address);
     let capture = ctx.lab.capture("nas1", &filter)?;
     thread::sleep(Duration::from_secs(5));
     // Nobody may grant a new right: peer and etcd's majority are cut off, client hv2 is not.

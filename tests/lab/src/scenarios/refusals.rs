@@ -76,7 +76,7 @@ fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
     bed.write(ctx)?;
     let capture = ctx.lab.capture(
         "nas2",
-        &format!("src host {} or (arp and arp[14:4] = 0x0a4d0065)", VMS.address),
+        &format!("inbound and (src host {} or (arp and arp[14:4] = 0x0a4d0065))", VMS.address),
     )?;
     refused_after(
         ctx,
