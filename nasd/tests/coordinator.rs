@@ -3,6 +3,8 @@
 //! Proves S8 (one winner per revision, an unknown outcome is told as such and settled by a read) and
 //! S12 (no answer is never an answer). Where etcd is absent its tests say so and end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::Path;

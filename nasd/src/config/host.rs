@@ -4,6 +4,7 @@
 //! anything starts. What cannot be read is refused too (S12). Nothing is changed.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -133,7 +134,7 @@ pub fn check(config: &Config) -> Result<(), HostError> {
         match &dumped {
             Ok(xml) => {
                 let host = nix::unistd::gethostname().unwrap_or_default();
-                let found = judge(xml, &host.to_string_lossy(), service);
+                let found = judge(xml, &host.to_string_lossy(), service, &judge_disk);
                 found.into_iter().for_each(|p| refuse(&service.spans.drbd, p));
             }
             Err(reason) => {
@@ -176,6 +177,7 @@ const MUST: &[(&str, &str)] = &[
     ("after-sb-1pri", "disconnect"),
     ("after-sb-2pri", "disconnect"),
     ("on-no-data-accessible", "suspend-io"),
+    ("allow-two-primaries", "no"),
 ];
 /// DRBD's own defaults of those (drbd.conf(5)) and of what must not be set.
 const DEFAULTS: &[(&str, &str)] = &[
@@ -189,9 +191,17 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("allow-two-primaries", "no"),
 ];
 
+/// A check of one volume's backing disk.
+pub type DiskCheck = dyn Fn(&ServiceConfig, u16, &Path) -> Vec<HostProblem>;
+
 /// Judges the text of `drbdadm dump-xml` for one service on the host of this name.
 #[must_use]
-pub fn judge(xml: &str, hostname: &str, service: &ServiceConfig) -> Vec<HostProblem> {
+pub fn judge(
+    xml: &str,
+    hostname: &str,
+    service: &ServiceConfig,
+    disk: &DiskCheck,
+) -> Vec<HostProblem> {
     let resource = service.drbd.clone();
     let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
     let document = match roxmltree::Document::parse_with_options(xml, options) {
@@ -207,25 +217,37 @@ pub fn judge(xml: &str, hostname: &str, service: &ServiceConfig) -> Vec<HostProb
     };
     let common = document.descendants().find(|n| n.has_tag_name("common"));
     let mut found = judge_options(&resource, own, common);
-    found.extend(judge_volumes(own, hostname, service));
+    found.extend(judge_volumes(own, hostname, service, disk));
     found
 }
 
 type Node<'a, 'b> = roxmltree::Node<'a, 'b>;
 
-fn option(resource: Node<'_, '_>, common: Option<Node<'_, '_>>, name: &str) -> String {
-    let find = |scope: Node<'_, '_>| {
-        let on_host = |n: &Node<'_, '_>| n.ancestors().any(|a| a.has_tag_name("host"));
-        scope
-            .descendants()
-            .filter(|n| {
-                n.has_tag_name("option") && n.attribute("name") == Some(name) && !on_host(n)
-            })
-            .find_map(|n| Some(n.attribute("value").unwrap_or("yes").to_owned()))
+/// Every value that an option takes in the resource: sections of hosts, volumes and connections may
+/// override the resource's own, and one bad value is enough. What the resource leaves open comes from
+/// the common section or is DRBD's default.
+fn values(resource: Node<'_, '_>, common: Option<Node<'_, '_>>, name: &str) -> Vec<String> {
+    let all = |scope: Node<'_, '_>| {
+        let options = scope.descendants().filter(|n| n.has_tag_name("option"));
+        let named: Vec<_> = options
+            .filter(|n| n.attribute("name") == Some(name))
+            .map(|n| (overrides(&n), n.attribute("value").unwrap_or("yes").to_owned()))
+            .collect();
+        named
     };
-    let default =
-        || DEFAULTS.iter().find(|(n, _)| *n == name).map_or("unset", |(_, v)| v).to_owned();
-    find(resource).or_else(|| common.and_then(find)).unwrap_or_else(default)
+    let own = all(resource);
+    let mut found: Vec<_> = own.iter().map(|(_, value)| value.clone()).collect();
+    if own.iter().all(|(part, _)| *part) {
+        let default = DEFAULTS.iter().find(|(n, _)| *n == name).map_or("unset", |(_, v)| v);
+        let inherited = common.and_then(|c| all(c).into_iter().next()).map(|(_, value)| value);
+        found.push(inherited.unwrap_or_else(|| default.to_owned()));
+    }
+    found
+}
+
+/// Whether an option stands in a part of the resource only.
+fn overrides(option: &Node<'_, '_>) -> bool {
+    option.ancestors().any(|a| ["host", "volume", "connection"].iter().any(|t| a.has_tag_name(*t)))
 }
 
 fn judge_options(
@@ -241,24 +263,24 @@ fn judge_options(
     };
     let mut found = Vec::new();
     for (name, expected) in MUST {
-        let actual = option(own, common, name);
-        if actual != *expected {
-            found.push(refuse(name, actual, expected));
+        let wrong = values(own, common, name).into_iter().filter(|actual| actual != expected);
+        found.extend(wrong.map(|actual| refuse(name, actual, expected)));
+    }
+    for handler in values(own, common, "fence-peer") {
+        let program = handler.split_whitespace().next().unwrap_or_default();
+        if Path::new(program).file_name().is_none_or(|f| f != HANDLER) {
+            found.push(refuse("fence-peer", handler, "/usr/lib/nasd/nasd-fence-peer"));
         }
-    }
-    let two = option(own, common, "allow-two-primaries");
-    if two != "no" {
-        found.push(refuse("allow-two-primaries", two, "no"));
-    }
-    let handler = option(own, common, "fence-peer");
-    let program = handler.split_whitespace().next().unwrap_or_default();
-    if Path::new(program).file_name().is_none_or(|f| f != HANDLER) {
-        found.push(refuse("fence-peer", handler, "/usr/lib/nasd/nasd-fence-peer"));
     }
     found
 }
 
-fn judge_volumes(own: Node<'_, '_>, hostname: &str, service: &ServiceConfig) -> Vec<HostProblem> {
+fn judge_volumes(
+    own: Node<'_, '_>,
+    hostname: &str,
+    service: &ServiceConfig,
+    check: &DiskCheck,
+) -> Vec<HostProblem> {
     let host = own.descendants().find(|n| {
         n.has_tag_name("host")
             && n.attribute("name").is_some_and(|names| names.split(' ').any(|h| h == hostname))
@@ -274,7 +296,7 @@ fn judge_volumes(own: Node<'_, '_>, hostname: &str, service: &ServiceConfig) -> 
             .and_then(|v| v.descendants().find(|n| n.has_tag_name("disk") && n.text().is_some()))
             .and_then(|d| d.text());
         match disk.map(str::trim) {
-            Some(disk) => found.extend(judge_disk(service, fs.volume, Path::new(disk))),
+            Some(disk) => found.extend(check(service, fs.volume, Path::new(disk))),
             None => found.push(HostProblem::Device {
                 resource: service.drbd.clone(),
                 volume: fs.volume,
@@ -294,6 +316,10 @@ fn judge_disk(service: &ServiceConfig, volume: u16, disk: &Path) -> Vec<HostProb
             return vec![HostProblem::Device { resource, volume, reason }];
         }
     };
+    if !fs::metadata(&real).is_ok_and(|m| m.file_type().is_block_device()) {
+        let reason = format!("{} is no block device", disk.display());
+        return vec![HostProblem::Device { resource, volume, reason }];
+    }
     if service.unsafe_write_cache {
         return Vec::new();
     }
@@ -373,9 +399,27 @@ mod tests {
         Config::parse("test", text).unwrap().services.remove(0)
     }
 
+    fn judge_xml(xml: &str) -> Vec<HostProblem> {
+        judge(xml, "nas1", &service(), &|_, _, _| Vec::new())
+    }
+
+    #[test]
+    fn s1_an_override_on_one_volume_is_seen() {
+        let volume = "<volume vnr=\"0\"><device minor=\"0\">";
+        let bad = "<volume vnr=\"0\"><section name=\"disk\"><option name=\"fencing\" value=\"dont-care\"/></section><device minor=\"0\">";
+        let found = judge_xml(&GOOD.replacen(volume, bad, 1));
+        assert!(matches!(&found[..], [HostProblem::Option { option: "fencing", .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn a_path_that_is_no_block_device_is_refused() {
+        let found = judge_disk(&service(), 0, Path::new("/dev/null"));
+        assert!(matches!(&found[..], [HostProblem::Device { .. }]), "{found:?}");
+    }
+
     #[test]
     fn a_good_resource_has_no_problem() {
-        assert_eq!(judge(GOOD, "nas1", &service()), []);
+        assert_eq!(judge_xml(GOOD), []);
     }
 
     #[test]
@@ -400,7 +444,7 @@ mod tests {
                 "protocol",
             ),
         ] {
-            let found = judge(&GOOD.replace(from, to), "nas1", &service());
+            let found = judge_xml(&GOOD.replace(from, to));
             let named =
                 matches!(&found[..], [HostProblem::Option { option, .. }] if *option == name);
             assert!(named, "{name}: {found:?}");
@@ -409,12 +453,11 @@ mod tests {
 
     #[test]
     fn s12_rubbish_and_missing_parts_are_refused() {
-        let no_resource = |xml: &str| {
-            matches!(judge(xml, "nas1", &service())[..], [HostProblem::NoResource { .. }])
-        };
+        let no_resource =
+            |xml: &str| matches!(judge_xml(xml)[..], [HostProblem::NoResource { .. }]);
         assert!(no_resource("not xml"));
         assert!(no_resource(&GOOD.replace("\"r0\"", "\"r7\"")));
-        let found = judge(&GOOD.replace("vnr=\"0\"", "vnr=\"3\""), "nas1", &service());
+        let found = judge_xml(&GOOD.replace("vnr=\"0\"", "vnr=\"3\""));
         assert!(matches!(found[..], [HostProblem::Device { volume: 0, .. }]), "{found:?}");
     }
 }

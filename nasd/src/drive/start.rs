@@ -65,7 +65,7 @@ pub enum StartError {
         /// The service.
         service: String,
         /// What failed.
-        source: nasd_net::NetError,
+        source: Box<nasd_net::NetError>,
     },
     /// A server ended.
     #[error("a server of nasd ended: {0}")]
@@ -164,7 +164,8 @@ async fn start_service(
         stood.0.add_routes(&for_thread)?;
         Ok(stood)
     });
-    let network_error = |source| StartError::Network { service: service.name.clone(), source };
+    let network_error =
+        |source| StartError::Network { service: service.name.clone(), source: Box::new(source) };
     let (network, gate) = match stood.await {
         Ok(result) => result.map_err(network_error)?,
         Err(error) => return Err(io("set up the network")(std::io::Error::other(error))),
@@ -177,7 +178,7 @@ async fn start_service(
         peer: common.peer.name.clone(),
         service: service.clone(),
         config_digest: common.digest.clone(),
-        right: config.right.clone(),
+        right: config.right,
         coordinator: Arc::clone(&common.coordinator),
         last_seen: LastSeen::at(Path::new(STATE_DIR), &service.name),
         peer_link: common.link.clone(),

@@ -4,25 +4,29 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::checks::{self, Check};
 use crate::engine::Engine;
 use crate::error::LabError;
 use crate::fault::Fault;
 use crate::lab::Lab;
 use crate::progress;
 use crate::report::ScenarioReport;
-use crate::scenarios;
+use crate::scenarios::{self, Scenario};
 use crate::spec::Spec;
 use crate::state;
 use crate::sys;
 
 /// Limit for `lab ssh` when none is given.
 const DEFAULT_LIMIT_S: u64 = 60;
+
+/// Time bounds are this much wider where the machine may be busy with other things.
+const TEST_SLACK: f64 = 5.0;
 
 /// Real NAS nodes and hypervisors on one machine.
 ///
@@ -59,6 +63,21 @@ struct Play {
     /// Also write the report to this file, as JSON; to standard output instead of the text if it is `-`.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Tests {
+    /// Those of the night, too.
+    #[arg(long)]
+    all: bool,
+    /// Only these checks (fmt, clippy, tests) and scenarios, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+    /// Scenarios only.
+    #[arg(long)]
+    skip_checks: bool,
+    #[command(flatten)]
+    play: Play,
 }
 
 #[derive(Args)]
@@ -123,14 +142,11 @@ enum Command {
     },
     /// Run the demonstration.
     Demo(Play),
-    /// Run all scenarios that every change must pass.
-    Test {
-        /// Those of the night, too.
-        #[arg(long)]
-        all: bool,
-        #[command(flatten)]
-        play: Play,
-    },
+    /// Check the sources and run all scenarios that every change must pass.
+    ///
+    /// All of them run, even if one fails; one that cannot run has failed. The last line counts them. Time bounds are
+    /// five times those of `run`: the machine may be busy with other things.
+    Test(Tests),
 }
 
 /// Exit code 0: done and good; 1: a scenario failed; 2: the lab could not do it. `ssh` exits as its command.
@@ -161,6 +177,7 @@ fn clean_up_when_interrupted(name: String) {
     thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
             eprintln!("lab: {signal}: taking lab {name} down");
+            checks::end_all();
             if let Err(e) = Lab::remove(&name) {
                 eprintln!("lab: {e}");
             }
@@ -196,20 +213,16 @@ impl Cli {
                 Ok(ExitCode::SUCCESS)
             }
             Command::List(json) => Ok(list(json)),
-            Command::Run { scenario, play } => self.play(&[scenarios::find(scenario)?], play, 1.0),
-            Command::Demo(play) => self.play(&[scenarios::find(scenarios::DEMO)?], play, 5.0),
-            Command::Test { all, play } => {
-                let wanted =
-                    |s: &&scenarios::Scenario| (*all || !s.nightly) && s.runs_on(play.how.engine);
-                self.play(&scenarios::ALL.iter().filter(wanted).collect::<Vec<_>>(), play, 5.0)
-            }
+            Command::Run { scenario, play } => self.play(scenarios::find(scenario)?, play, 1.0),
+            Command::Demo(play) => self.play(scenarios::find(scenarios::DEMO)?, play, TEST_SLACK),
+            Command::Test(tests) => self.test(tests),
         }
     }
 
     fn wants_quiet(&self) -> bool {
         match &self.command {
             Command::Up { json, .. } => json.json,
-            Command::Run { play, .. } | Command::Demo(play) | Command::Test { play, .. } => {
+            Command::Run { play, .. } | Command::Demo(play) | Command::Test(Tests { play, .. }) => {
                 play.json.as_ref().is_some_and(|f| f.as_os_str() == "-")
             }
             _ => false,
@@ -220,7 +233,7 @@ impl Cli {
     fn transient(&self) -> Option<String> {
         let name = match &self.command {
             Command::Up { .. } => self.name.clone(),
-            Command::Run { .. } | Command::Demo(_) | Command::Test { .. } => self.play_name(),
+            Command::Run { .. } | Command::Demo(_) | Command::Test(_) => self.play_name(),
             _ => return None,
         };
         (!state::labs().contains(&name)).then_some(name)
@@ -301,51 +314,144 @@ impl Cli {
         }
     }
 
-    fn play(
-        &self,
-        chosen: &[&'static scenarios::Scenario],
-        play: &Play,
-        slack: f64,
-    ) -> Result<ExitCode, LabError> {
-        let (engine, name) = (play.how.engine, self.play_name());
-        let mut spec = Spec { engine, build: !play.how.no_build, ..Spec::new(&name) };
+    fn play_spec(&self, play: &Play) -> Spec {
+        let name = self.play_name();
+        Spec { engine: play.how.engine, build: !play.how.no_build, ..Spec::new(&name) }
+    }
+
+    fn play(&self, scenario: &Scenario, play: &Play, slack: f64) -> Result<ExitCode, LabError> {
+        let report = scenario.play(&self.play_spec(play), play.keep, slack)?;
+        if !self.wants_quiet() {
+            line(&scenarios::to_text(&report));
+        }
+        let code = if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        if let Some(file) = &play.json {
+            save(file, &json!(report))?;
+        }
+        Ok(code)
+    }
+
+    /// Everything is run, then counted.
+    fn test(&self, tests: &Tests) -> Result<ExitCode, LabError> {
+        let (checks, chosen) = tests.chosen()?;
+        let mut count = Count { total: checks.len() + chosen.len(), ..Count::default() };
+        let quiet = self.wants_quiet();
+        for check in checks {
+            count.begin(check.name, check.summary);
+            let verdict = check.run();
+            count.end(check.name, verdict.ok, verdict.took, &verdict.detail);
+        }
+        let mut spec = self.play_spec(&tests.play);
         let mut reports = Vec::new();
         for scenario in chosen {
-            let report = scenario.play(&spec, play.keep && chosen.len() == 1, slack)?;
-            if !self.wants_quiet() {
-                line(&report.to_text());
+            count.begin(scenario.name, scenario.summary);
+            let begin = Instant::now();
+            let report = attempt(scenario, &spec);
+            if !quiet {
+                print(&scenarios::to_text(&report));
             }
+            count.end(scenario.name, report.ok, begin.elapsed(), "");
+            // Built once is enough, if it could be built.
+            spec.build &= report.engine.is_empty();
             reports.push(report);
-            // Built once is enough.
-            spec.build = false;
         }
-        if let Some(file) = &play.json {
-            save(file, &reports)?;
+        if let Some(file) = &tests.play.json {
+            save(file, &json!(reports))?;
         }
-        Ok(verdict(&reports))
+        Ok(count.close(quiet))
     }
 }
 
-/// One report as an object, several as a list.
-fn save(file: &Path, reports: &[ScenarioReport]) -> Result<(), LabError> {
-    let text = match reports {
-        [one] => json!(one),
-        several => json!(several),
+/// Plays one of many: whatever happens becomes a report, and nothing of its lab is left for the next.
+fn attempt(scenario: &Scenario, spec: &Spec) -> ScenarioReport {
+    let failed = |note: String| ScenarioReport {
+        scenario: scenario.name.to_owned(),
+        notes: vec![note],
+        ..ScenarioReport::default()
     };
+    // A thread of its own: a scenario that panics must not keep the others from running.
+    let played = thread::scope(|s| s.spawn(|| scenario.play(spec, false, TEST_SLACK)).join());
+    let report = match played {
+        Ok(Ok(report)) => return report,
+        Ok(Err(e)) => failed(format!("could not run: {e}")),
+        Err(_) => failed("panicked, see above".to_owned()),
+    };
+    if let Err(e) = Lab::remove(&spec.name) {
+        eprintln!("lab: {e}");
+    }
+    report
+}
+
+impl Tests {
+    /// What is to be run.
+    fn chosen(&self) -> Result<(Vec<&'static Check>, Vec<&'static Scenario>), LabError> {
+        let only = &self.only;
+        for name in only.iter().filter(|n| checks::ALL.iter().all(|c| c.name != **n)) {
+            scenarios::find(name)?;
+        }
+        let asked = |name: &str| only.iter().any(|o| o == name);
+        let check = |c: &&Check| !self.skip_checks && (only.is_empty() || asked(c.name));
+        let scenario = |s: &&Scenario| {
+            let due = if only.is_empty() { self.all || !s.nightly } else { asked(s.name) };
+            due && s.runs_on(self.play.how.engine)
+        };
+        let scenarios = scenarios::ALL.iter().filter(scenario).collect();
+        Ok((checks::ALL.iter().filter(check).collect(), scenarios))
+    }
+}
+
+/// Counts checks and scenarios, and tells how they go.
+#[derive(Default)]
+struct Count {
+    total: usize,
+    passed: usize,
+    failed: Vec<&'static str>,
+}
+
+impl Count {
+    fn begin(&self, name: &str, summary: &str) {
+        let number = self.passed + self.failed.len() + 1;
+        eprintln!("[{number:>2}/{}] {name}: {summary}", self.total);
+    }
+
+    fn end(&mut self, name: &'static str, ok: bool, took: Duration, detail: &str) {
+        if ok {
+            self.passed += 1;
+        } else {
+            self.failed.push(name);
+        }
+        let verdict = if ok { "ok" } else { "FAILED" };
+        let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+        eprintln!("        {name}: {verdict}, {:.1} s{detail}", took.as_secs_f64());
+    }
+
+    /// The closing line: alone, last, and on standard error only if the report has standard output for itself.
+    /// Nothing was run: nothing has passed.
+    fn close(&self, quiet: bool) -> ExitCode {
+        if !self.failed.is_empty() {
+            eprintln!("failed: {}", self.failed.join(" "));
+        }
+        let text = format!("{} passed, {} failed", self.passed, self.failed.len());
+        if quiet {
+            eprintln!("{text}");
+        } else {
+            line(&text);
+        }
+        if self.failed.is_empty() && self.passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// To a file, or to standard output if it is `-`.
+fn save(file: &Path, reports: &Value) -> Result<(), LabError> {
     if file.as_os_str() == "-" {
-        line(&text.to_string());
+        line(&reports.to_string());
         return Ok(());
     }
-    sys::write(file, text.to_string(), 0o644)
-}
-
-fn verdict(reports: &[ScenarioReport]) -> ExitCode {
-    let failed: Vec<_> = reports.iter().filter(|r| !r.ok).map(|r| r.scenario.as_str()).collect();
-    if failed.is_empty() {
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("lab: failed: {}", failed.join(" "));
-    ExitCode::FAILURE
+    sys::write(file, reports.to_string(), 0o644)
 }
 
 fn show_status(lab: &Lab, json: &Json) {

@@ -12,6 +12,7 @@ pub mod report;
 pub mod scenarios;
 
 mod capture;
+mod checks;
 mod client;
 mod deps;
 mod drbd;

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 pub use files::RESOURCES;
-pub use programs::build;
+pub use programs::{build, same_output, workspace};
 
 use crate::engine::Engine;
 use crate::error::LabError;

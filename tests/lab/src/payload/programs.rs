@@ -18,7 +18,7 @@ const PROGRAMS: [&str; 7] =
 const BUILD: Duration = Duration::from_secs(3600);
 
 /// Root of the sources.
-fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let package = package.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     // A run of another package's test has another manifest; both lie below the root.
@@ -45,6 +45,14 @@ pub fn build() -> Result<(), LabError> {
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--package", "nasd", "--package", "lab", "--bins"]);
     command.current_dir(workspace());
+    same_output(&mut command);
+    sys::run(command, BUILD)?;
+    step.done();
+    Ok(())
+}
+
+/// Lets a command of cargo that builds use the profile and folder of this program.
+pub fn same_output(command: &mut Command) {
     let out = output();
     if out.ends_with("release") {
         command.arg("--release");
@@ -52,9 +60,6 @@ pub fn build() -> Result<(), LabError> {
     if let Some(target) = out.parent() {
         command.arg("--target-dir").arg(target);
     }
-    sys::run(command, BUILD)?;
-    step.done();
-    Ok(())
 }
 
 /// Copies the programs, stripped, into `dir`.

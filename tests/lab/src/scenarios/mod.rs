@@ -2,6 +2,7 @@
 
 mod bed;
 mod boot;
+mod demo;
 mod faults;
 mod gate;
 mod killed;
@@ -70,6 +71,7 @@ impl Ctx {
 pub const ALL: &[Scenario] = &[
     boot::SCENARIO,
     faults::SCENARIO,
+    demo::SCENARIO,
     switchover::SWITCHOVER,
     switchover::TWO_SERVICES,
     refusals::BUSY,
@@ -80,7 +82,14 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// The scenario that `lab demo` runs.
-pub const DEMO: &str = "boot";
+pub const DEMO: &str = "demo";
+
+/// The report for people; that of the demonstration leads with its timeline.
+#[must_use]
+pub fn to_text(report: &ScenarioReport) -> String {
+    let mut rest = report.clone();
+    demo::to_text(&mut rest) + &rest.to_text()
+}
 
 /// The scenario of this name.
 ///
