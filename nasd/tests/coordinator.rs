@@ -141,8 +141,8 @@ fn cluster(dir: &Path) -> Option<(Vec<Member>, Vec<String>)> {
     let peer = |i: usize| format!("http://127.0.0.1:{}", ports[i].1);
     let initial = (0..3).map(|i| format!("m{i}={}", peer(i))).collect::<Vec<_>>().join(",");
     let mut members = Vec::new();
-    for i in 0..3 {
-        let client = format!("http://127.0.0.1:{}", ports[i].0);
+    for (i, (client, _)) in ports.iter().enumerate() {
+        let client = format!("http://127.0.0.1:{client}");
         let child = Command::new("etcd")
             .args(["--name", &format!("m{i}"), "--data-dir"])
             .arg(dir.join(format!("m{i}")))

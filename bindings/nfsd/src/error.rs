@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::cld::WireError;
 use crate::exports::ExportError;
+use crate::netlink::NetlinkError;
 use crate::probe::ProbeError;
 use crate::records::RecordsError;
 
@@ -94,6 +95,9 @@ pub enum Error {
     /// Grace cannot be ended: it is over already or the tracker is not active (EBUSY).
     #[error("grace is over already, or client tracking is not active")]
     GraceNotRunning,
+    /// The netlink family; never means that nothing runs.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
     /// An upcall of the tracker pipe cannot be decoded.
     #[error(transparent)]
     Wire(#[from] WireError),

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{CoordinatorStatus, NodeStatus, PeerStatus};
-use crate::core::record::NodeName;
+use crate::core::record::{NodeName, Phase};
 use crate::drive::moves::{self, DEFAULT_TIMEOUT};
 use crate::drive::task::Command;
 use crate::peer::link::Link;
@@ -132,7 +132,11 @@ impl Services {
     /// The node that owns the service, as far as this one knows.
     fn owner_of(&self, service: &str) -> Result<Option<NodeName>, Status> {
         let record = self.entry(service)?.hands.record.borrow().clone();
-        Ok(record.and_then(|r| r.authority().cloned()))
+        Ok(record.and_then(|r| match r.phase {
+            // Until it has settled, the move is the old owner's to tell of.
+            Phase::Moving { from, .. } => Some(from),
+            _ => r.authority().cloned(),
+        }))
     }
 }
 

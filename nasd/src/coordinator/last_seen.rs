@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,8 @@ use crate::core::record::Record;
 /// One service's memory.
 pub struct LastSeen {
     path: PathBuf,
-    cached: Mutex<Option<Saved>>,
+    cached: Arc<Mutex<Option<Saved>>>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,51 +34,64 @@ impl LastSeen {
     /// The memory of a service below nasd's state directory.
     #[must_use]
     pub fn at(state_dir: &Path, service: &str) -> Self {
-        Self { path: state_dir.join(format!("{service}.record.json")), cached: Mutex::new(None) }
+        let path = state_dir.join(format!("{service}.record.json"));
+        Self { path, cached: Arc::default(), turn: tokio::sync::Mutex::default() }
     }
 
-    fn load(&self) -> Result<Option<Saved>, String> {
-        if let Some(saved) = self.lock().clone() {
-            return Ok(Some(saved));
-        }
-        let text = match fs::read(&self.path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(format!("cannot read {}: {e}", self.path.display())),
-        };
-        let saved: Saved = serde_json::from_slice(&text)
-            .map_err(|e| format!("{} is damaged: {e}", self.path.display()))?;
-        if saved.crc32 != checksum(&saved.record) {
-            return Err(format!("{} is damaged: wrong checksum", self.path.display()));
-        }
-        Ok(Some(saved))
-    }
-
-    /// Compares what the coordinator shows with what was seen, and keeps it when it is newer.
+    /// Compares what the coordinator shows with what was seen, and keeps it when it is newer. One at
+    /// a time, on a thread that may wait for the disk.
     ///
     /// # Errors
     /// Why the coordinator's answer must not be believed, for the operator.
     pub async fn judge_and_store(&self, read: Option<&Versioned>) -> Result<(), String> {
-        let seen = self.load()?;
-        judge(seen.as_ref().map(|s| &s.record), read.map(|v| &v.record))?;
-        let Some(read) = read else { return Ok(()) };
-        if seen.is_some_and(|s| s.record == read.record) {
-            return Ok(());
-        }
-        let saved = Saved { crc32: checksum(&read.record), record: read.record.clone() };
-        let text = serde_json::to_vec(&saved).map_err(|e| e.to_string())?;
-        if let Some(dir) = self.path.parent() {
-            fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        }
-        write_durably(&self.path, &text)
-            .map_err(|e| format!("cannot write {}: {e}", self.path.display()))?;
-        *self.lock() = Some(saved);
-        Ok(())
+        let _turn = self.turn.lock().await;
+        let (path, cached) = (self.path.clone(), Arc::clone(&self.cached));
+        let read = read.map(|v| v.record.clone());
+        let job = tokio::task::spawn_blocking(move || judge_and_store(&path, &cached, read));
+        job.await.map_err(|e| e.to_string())?
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Saved>> {
-        self.cached.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn load(path: &Path, cached: &Mutex<Option<Saved>>) -> Result<Option<Saved>, String> {
+    if let Some(saved) = lock(cached).clone() {
+        return Ok(Some(saved));
     }
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(format!("cannot read {}: {e}", path.display())),
+    };
+    let saved: Saved =
+        serde_json::from_slice(&text).map_err(|e| format!("{} is damaged: {e}", path.display()))?;
+    if saved.crc32 != checksum(&saved.record) {
+        return Err(format!("{} is damaged: wrong checksum", path.display()));
+    }
+    Ok(Some(saved))
+}
+
+fn judge_and_store(
+    path: &Path,
+    cached: &Mutex<Option<Saved>>,
+    read: Option<Record>,
+) -> Result<(), String> {
+    let seen = load(path, cached)?;
+    judge(seen.as_ref().map(|s| &s.record), read.as_ref())?;
+    let Some(record) = read else { return Ok(()) };
+    if seen.is_some_and(|s| s.record == record) {
+        return Ok(());
+    }
+    let saved = Saved { crc32: checksum(&record), record };
+    let text = serde_json::to_vec(&saved).map_err(|e| e.to_string())?;
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
+    }
+    write_durably(path, &text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    *lock(cached) = Some(saved);
+    Ok(())
+}
+
+fn lock(cached: &Mutex<Option<Saved>>) -> std::sync::MutexGuard<'_, Option<Saved>> {
+    cached.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn judge(seen: Option<&Record>, read: Option<&Record>) -> Result<(), String> {

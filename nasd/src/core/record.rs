@@ -170,6 +170,14 @@ impl Record {
         }
     }
 
+    /// Whether a node may (still) serve: it has the authority, or it gives it away and has not
+    /// demoted, which only DRBD knows.
+    #[must_use]
+    pub fn may_serve(&self, node: &NodeName) -> bool {
+        let leaves = matches!(&self.phase, Phase::Moving { from, .. } if from == node);
+        self.authority() == Some(node) || leaves
+    }
+
     /// `serving(A)` → `moving(A→B, e+1)`, by A, before the cut.
     ///
     /// # Errors
@@ -212,6 +220,16 @@ impl Record {
         self.must_be_current(me)?;
         let phase = Phase::Serving { owner: me.clone() };
         Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
+    }
+
+    /// As [`Record::return_from_move`], with the target lost: back, and alone (S2).
+    ///
+    /// # Errors
+    /// When the record is not a move away from `me`.
+    pub fn return_alone(&self, me: &NodeName) -> Result<Self, TransitionError> {
+        let mut next = self.return_from_move(me)?;
+        next.current = BTreeSet::from([me.clone()]);
+        Ok(next)
     }
 
     /// `stopped` → `serving(me, e+1)`: the first start of a service, or after an operator's stop.

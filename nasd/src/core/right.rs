@@ -1,13 +1,10 @@
-//! The right to serve (S4): for how long may the gate stay open, counted from what.
+//! The right to serve (S4): how long a grant keeps the gate open, counted from its request.
 //!
-//! Owns the arithmetic only. The kernel enforces the result; nothing here looks at a clock.
+//! Owns the rule only. The kernel enforces the result; nothing here looks at a clock.
 
 use std::time::Duration;
 
-/// Half a millisecond per half second: the error of a running clock that the design assumes (0.1 %).
-const DRIFT_DIVISOR: u32 = 1000;
-
-/// Who carried the request for the right.
+/// Who granted the right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
     /// The peer's nasd has seen the same epoch and has not begun to take over.
@@ -18,51 +15,25 @@ pub enum Grant {
     SoleCurrent,
 }
 
-/// Until when the gate may stay open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Until {
-    /// Absolute monotonic time.
-    At(Duration),
-    /// No expiry.
-    Never,
-}
-
-/// The deadline that a grant carries. `requested` is the monotonic time at which the request was
-/// *sent*, so that a process stopped in between writes a deadline that is past (C3).
+/// How long a grant lives, counted from when its request was *sent*, so that a process that was
+/// stopped in between writes a deadline that is past (C3). `None`: it does not expire.
 #[must_use]
-pub fn until(grant: Grant, requested: Duration, ttl: Duration) -> Until {
+pub fn until(grant: Grant, ttl: Duration) -> Option<Duration> {
     match grant {
-        Grant::Peer | Grant::Record => Until::At(requested + ttl),
-        Grant::SoleCurrent => Until::Never,
+        Grant::Peer | Grant::Record => Some(ttl),
+        Grant::SoleCurrent => None,
     }
-}
-
-/// How long a node that withdraws its consent waits before it opens: every right that it (or the
-/// record) has ever granted has then run out on the other node (S4: TTL + 50 ms + 0.1 %).
-#[must_use]
-pub fn wait_out(ttl: Duration) -> Duration {
-    ttl + Duration::from_millis(50) + ttl / DRIFT_DIVISOR
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TTL: Duration = Duration::from_millis(1500);
-
     #[test]
-    fn c3_the_deadline_counts_from_the_request() {
-        let at = until(Grant::Peer, Duration::from_secs(10), TTL);
-        assert_eq!(at, Until::At(Duration::from_millis(11_500)));
-    }
-
-    #[test]
-    fn h5_a_sole_owner_does_not_expire() {
-        assert_eq!(until(Grant::SoleCurrent, Duration::ZERO, TTL), Until::Never);
-    }
-
-    #[test]
-    fn s4_the_taker_waits_longer_than_any_grant_lives() {
-        assert!(wait_out(TTL) > TTL + TTL / DRIFT_DIVISOR);
+    fn h5_only_a_sole_owner_does_not_expire() {
+        let ttl = Duration::from_millis(1500);
+        assert_eq!(until(Grant::SoleCurrent, ttl), None);
+        assert_eq!(until(Grant::Peer, ttl), Some(ttl));
+        assert_eq!(until(Grant::Record, ttl), Some(ttl));
     }
 }

@@ -163,14 +163,6 @@ pub enum StepError {
     },
 }
 
-impl StepError {
-    /// Whether trying the same step again can only give the same answer.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        matches!(self, Self::WrongVolume { .. })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

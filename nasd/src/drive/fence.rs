@@ -38,7 +38,15 @@ pub async fn serve(
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, for example: the helper asks again.
+                tracing::error!(%error, "fence-peer could not be answered");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
         let (me, peer, records) = (me.clone(), peer.clone(), records.clone());
         tokio::spawn(async move {
             if let Err(error) = answer(stream, &me, &peer, &records).await {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_net::MonotonicInstant;
+use nasd_net::gate::Deadline;
 use nasd_proto::{Endpoint, HeartbeatRequest, ServiceBeat};
 use tokio::sync::watch;
 
@@ -18,7 +19,7 @@ use crate::api::status::ServiceStatus;
 use crate::config::{RightConfig, ServiceConfig};
 use crate::coordinator::LastSeen;
 use crate::core::machine::{CasResult, Event};
-use crate::core::record::{NodeName, Phase, Record};
+use crate::core::record::{NodeName, Record};
 use crate::core::step::StepError;
 use crate::core::view::{DrbdView, Leftovers};
 use crate::io::{Answer, CallError, Client, Launcher, Op};
@@ -205,6 +206,10 @@ impl Hands {
     /// A compare-and-set (or the creation of a new record).
     pub async fn write_record(&self, expected: Option<i64>, record: Record) -> CasResult {
         let name = &self.service.name;
+        if record.current.len() > 1 && !self.right_is_finite().await {
+            tracing::warn!("the peer is not made current while this node's right has no end");
+            return CasResult::Unknown;
+        }
         let answer = match expected {
             Some(revision) => self.coordinator.compare_and_set(name, revision, &record).await,
             None => self.coordinator.create(name, &record).await,
@@ -217,6 +222,18 @@ impl Hands {
             }
         }
         result
+    }
+
+    /// S4: before another node may take over, this one's right must have an end.
+    async fn right_is_finite(&self) -> bool {
+        for _ in 0..100 {
+            let endless = lock(&self.keeper).read().is_ok_and(|s| s.egress == Deadline::NEVER);
+            if !endless {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
     }
 
     /// Shows the core's record to those who must not wait for the task.
@@ -255,9 +272,16 @@ impl Hands {
         if due {
             *lock(&self.addressed_at) = Some(Instant::now());
             let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);
+            let (keeper, ticket) = (Arc::clone(&self.keeper), lock(&self.keeper).ticket());
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = network.add_addresses(lifetime) {
                     tracing::error!(%error, "the addresses' lifetimes could not be renewed");
+                }
+                // A cut that came in between has deleted them; they must not come back (C3).
+                if lock(&keeper).ticket() != ticket
+                    && let Err(error) = network.delete_addresses()
+                {
+                    tracing::error!(%error, "an address could not be deleted");
                 }
             });
         }
@@ -286,12 +310,7 @@ impl Hands {
 
     /// Whether a linearizable read of the record still names this node in that epoch.
     pub async fn record_consents(&self, epoch: u64) -> bool {
-        let Ok(Some(stored)) = self.coordinator.read(&self.service.name).await else {
-            return false;
-        };
-        let record = stored.record;
-        let leaves = matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me);
-        record.epoch == epoch && (record.authority() == Some(&self.me) || leaves)
+        self.fresh_record().await.is_some_and(|r| r.epoch == epoch && r.may_serve(&self.me))
     }
 
     /// Time left until the gate shuts; `None`: shut or unknown.
@@ -361,10 +380,14 @@ impl Hands {
         self.drbd.seen().as_ref().map(drbd::view).unwrap_or_default()
     }
 
-    /// DRBD options that break S1.
-    #[must_use]
-    pub fn violations(&self) -> Vec<String> {
-        self.drbd.violations()
+    /// DRBD options that break S1; no answer in time is a violation as well (S12).
+    pub async fn violations(&self) -> Vec<String> {
+        let drbd = Arc::clone(&self.drbd);
+        let job = tokio::task::spawn_blocking(move || drbd.violations());
+        match tokio::time::timeout(QUICK, job).await {
+            Ok(Ok(found)) => found,
+            _ => vec!["DRBD's options could not be read in time".into()],
+        }
     }
 
     /// The status document's entry, without what only the core knows.
@@ -374,10 +397,10 @@ impl Hands {
             _ => None,
         };
         let left = self.gate_left();
-        let drbd = self.drbd.document().map(|mut d| {
-            d.violations = self.violations();
-            d
-        });
+        let mut drbd = self.drbd.document();
+        if let Some(drbd) = &mut drbd {
+            drbd.violations = self.violations().await;
+        }
         ServiceStatus {
             service: self.service.name.clone(),
             stage: String::new(),

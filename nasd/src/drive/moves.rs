@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use nasd_proto::{
-    CheckTargetRequest, Finding as ProtoFinding, Outcome, Preflight, PrepareRequest,
-    outcome::Result as MoveResult,
+    CheckTargetRequest, Finding as ProtoFinding, MoveEvent, Outcome, Preflight, PrepareRequest,
+    move_event::Kind, outcome::Result as MoveResult,
 };
 use tokio::sync::mpsc;
 
 use super::hands::Hands;
 use super::task::Command;
-use crate::core::machine::{Event, Stage};
+use crate::core::machine::Stage;
 use crate::core::preflight::{Finding, OwnerFacts, judge_owner};
 use crate::core::record::NodeName;
 
@@ -46,6 +46,7 @@ pub async fn preflight_and_begin(
     hands: &Hands,
     request: Request,
     facts: Facts,
+    listener: mpsc::Sender<MoveEvent>,
     tell: &mpsc::Sender<Command>,
 ) {
     let (mut findings, epoch) = owner_findings(hands, &request, &facts).await;
@@ -58,37 +59,38 @@ pub async fn preflight_and_begin(
         Err(finding) => findings.push(proto(&finding)),
     }
     let refused = findings.iter().any(|f| f.refuses);
-    hands.timeline.preflight(Preflight {
+    let preflight = Preflight {
         service: hands.service.name.clone(),
         from: hands.me.0.clone(),
         to: request.to.0.clone(),
         findings,
         predicted_stall_ms: u32::try_from(predicted).unwrap_or(u32::MAX),
-    });
+    };
+    // Only who asked hears of the pre-flight; one that has gone away needs no answer.
+    let _ = listener.try_send(MoveEvent { kind: Some(Kind::Preflight(preflight)) });
     if refused || request.dry_run {
-        end_without_change(hands, refused, epoch);
+        let outcome = without_change(hands, refused, epoch);
+        let _ = listener.try_send(MoveEvent { kind: Some(Kind::Outcome(outcome)) });
         return;
     }
     super::failpoint::hit("after-preflight");
-    let event = Event::Switchover { to: request.to, timeout: request.timeout };
-    drop(tell.send(Command::Event(event)).await);
+    drop(tell.send(Command::Begin(request, listener)).await);
 }
 
-fn end_without_change(hands: &Hands, refused: bool, epoch: u64) {
+fn without_change(hands: &Hands, refused: bool, epoch: u64) -> Outcome {
     let (result, message) = if refused {
         (MoveResult::Refused, "pre-flight refused; nothing was changed")
     } else {
         (MoveResult::DryRun, "the move would be made; nothing was changed")
     };
-    hands.timeline.outcome(Outcome {
+    Outcome {
         result: result.into(),
         message: message.to_owned(),
         owner: hands.me.0.clone(),
         epoch,
         silent_us: 0,
         clients: Vec::new(),
-    });
-    hands.timeline.hang_up();
+    }
 }
 
 async fn owner_findings(
@@ -98,7 +100,7 @@ async fn owner_findings(
 ) -> (Vec<ProtoFinding>, u64) {
     let record = hands.fresh_record().await;
     let drbd = hands.drbd_view();
-    let violations = hands.violations();
+    let violations = hands.violations().await;
     let holders = hands.holders().await;
     let found = judge_owner(&OwnerFacts {
         me: &hands.me,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::failpoint;
 use super::hands::Hands;
-use crate::core::right::Grant;
+use crate::core::right::{Grant, until};
 
 /// What the core wants: the right for an epoch, without expiry if this node alone is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,22 +39,35 @@ pub struct Keeper {
     gate: Gate,
     armed: Option<u64>,
     opened: Option<u64>,
+    shuts: u64,
 }
 
 impl Keeper {
     /// A gate as it was found or made; not armed.
     pub fn new(gate: Gate) -> Self {
-        Self { gate, armed: None, opened: None }
+        Self { gate, armed: None, opened: None, shuts: 0 }
     }
 
-    /// Opens for an epoch, with a right of that epoch.
+    /// How often it has been shut. An opening that was begun before the last shutting is void: a
+    /// step that was given up by its deadline may still be on its way here (S4).
+    #[must_use]
+    pub fn ticket(&self) -> u64 {
+        self.shuts
+    }
+
+    /// Opens for an epoch, with a right of that epoch, unless it was shut since the ticket was taken.
+    /// False: it stays shut.
     ///
     /// # Errors
-    /// When the kernel refuses the write; the gate is then as it was.
-    pub fn open(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
+    /// When the kernel refuses the write; the gate is then shut or as it was, and not armed.
+    pub fn open(&mut self, right: Right, ticket: u64) -> Result<bool, nasd_net::NetError> {
+        if ticket != self.shuts {
+            return Ok(false);
+        }
+        self.gate.set(Which::Both, right.deadline)?;
         self.armed = Some(right.epoch);
         self.opened = Some(right.epoch);
-        self.gate.set(Which::Both, right.deadline)
+        Ok(true)
     }
 
     /// Renews the deadline, only while armed for the right's epoch.
@@ -89,6 +102,7 @@ impl Keeper {
     /// When the kernel refuses the write.
     pub fn close(&mut self, which: Which) -> Result<(), nasd_net::NetError> {
         self.armed = None;
+        self.shuts += 1;
         self.gate.close(which)
     }
 
@@ -123,11 +137,10 @@ pub async fn keep(
 }
 
 async fn renew(hands: &Hands, wanted: Wish, granted: &watch::Sender<Option<Right>>) {
-    let requested = MonotonicInstant::now();
-    let Some(grant) = ask(hands, wanted).await else { return };
-    let deadline = match grant {
-        Grant::SoleCurrent => Deadline::NEVER,
-        Grant::Peer | Grant::Record => Deadline::after(requested, hands.ttl()),
+    let Some((grant, requested)) = ask(hands, wanted).await else { return };
+    let deadline = match until(grant, hands.ttl()) {
+        None => Deadline::NEVER,
+        Some(ttl) => Deadline::after(requested, ttl),
     };
     let right = Right { epoch: wanted.epoch, deadline };
     failpoint::hit("right-before-refresh");
@@ -137,15 +150,18 @@ async fn renew(hands: &Hands, wanted: Wish, granted: &watch::Sender<Option<Right
     granted.send_replace(Some(right));
 }
 
-/// The peer first: it costs one packet. The coordinator only when the peer does not consent.
-async fn ask(hands: &Hands, wanted: Wish) -> Option<Grant> {
+/// The peer first: it costs one packet. The coordinator only when the peer does not consent. Each
+/// grant comes with the time at which *its* request was sent.
+async fn ask(hands: &Hands, wanted: Wish) -> Option<(Grant, MonotonicInstant)> {
+    let requested = MonotonicInstant::now();
     if wanted.sole_current {
-        return Some(Grant::SoleCurrent);
+        return Some((Grant::SoleCurrent, requested));
     }
     if hands.peer_consents(wanted.epoch).await {
-        return Some(Grant::Peer);
+        return Some((Grant::Peer, requested));
     }
-    hands.record_consents(wanted.epoch).await.then_some(Grant::Record)
+    let requested = MonotonicInstant::now();
+    hands.record_consents(wanted.epoch).await.then_some((Grant::Record, requested))
 }
 
 /// The right for an epoch, waited for at most that long.

@@ -214,6 +214,11 @@ async fn watch_record(hands: Arc<Hands>, handle: Handle) {
     use futures_util::StreamExt;
     loop {
         let mut changes = hands.coordinator.watch(&hands.service.name);
+        // What changed while nobody watched.
+        let event = hands.read_record().await;
+        if handle.send(Command::Event(event)).await.is_err() {
+            return;
+        }
         while changes.next().await.is_some() {
             let event = hands.read_record().await;
             if handle.send(Command::Event(event)).await.is_err() {
@@ -243,10 +248,14 @@ async fn serve(
     let control = Server::builder()
         .add_service(ControlServer::new(ControlService { services: services.clone() }))
         .serve_with_incoming(UnixListenerStream::new(listener));
+    let peer_name = services.peer.0.clone();
     let peer = Server::builder()
         .tls_config(tls::server(&config.peer)?)?
         .tcp_nodelay(true)
-        .add_service(PeerServer::new(PeerService { services: services.clone() }))
+        .add_service(PeerServer::with_interceptor(
+            PeerService { services: services.clone() },
+            move |request: tonic::Request<()>| tls::admit(&request, &peer_name).map(|()| request),
+        ))
         .serve(me.address);
     let fence =
         fence::serve(Path::new(fence::SOCKET), services.me.clone(), services.peer.clone(), records);

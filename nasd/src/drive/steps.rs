@@ -130,11 +130,21 @@ impl Hands {
         Ok(())
     }
 
-    /// Calls that were executed must be answered, or rename and remove run twice (S5). What is still
-    /// executing cannot be seen from here; the server's counter of arrived messages stands still
-    /// because the gate is shut, and replies need a moment, so the time is simply given.
+    /// Calls that were executed must be answered, or rename and remove run twice (S5). Where the
+    /// kernel tells what is executing (`RPC_STATUS_GET`), the wait ends when nothing is, twice in a
+    /// row, and the last replies have had a moment to leave; elsewhere the whole time is given.
     async fn drain(&self) -> Result<(), StepError> {
-        tokio::time::sleep(DRAIN).await;
+        let until = Instant::now() + DRAIN;
+        let mut quiet = 0;
+        while Instant::now() < until && quiet < 2 {
+            let left = until.saturating_duration_since(Instant::now());
+            let idle = match self.io_call(Op::ServerStatus, left).await {
+                Ok(Answer::Status(status)) => status.in_flight == Some(0),
+                _ => false,
+            };
+            quiet = if idle { quiet + 1 } else { 0 };
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
         Ok(())
     }
 
@@ -151,8 +161,9 @@ impl Hands {
     async fn stop_threads(&self) -> Result<(), StepError> {
         let limit = Step::StopThreads.deadline();
         // Refused where no records are loaded: then there is nothing to remove either.
-        if let Err(error) = self.io_call(Op::IgnoreRemovals { ignore: true }, limit).await {
-            tracing::debug!(%error, "removals of client records");
+        match self.io_call(Op::IgnoreRemovals { ignore: true }, limit).await {
+            Ok(_) | Err(CallError::Refused { .. }) => {}
+            Err(error) => return Err(refused("threads-0", &error)),
         }
         let stopped = self.io_call(Op::ServerStop, limit).await;
         stopped.map(drop).map_err(|e| refused("threads-0", &e))
@@ -267,10 +278,19 @@ impl Hands {
             allow_empty_new: context.generation == 0,
             known_clients: self.known_client_addresses(),
         };
-        let answer = self.io_call(op, Step::StartThreads.deadline()).await;
-        if let Answer::Started(report) = answer.map_err(|e| refused("threads", &e))? {
-            tracing::info!(?report, "NFS server started");
+        let limit = Step::StartThreads.deadline();
+        let answer = self.io_call(op.clone(), limit).await.map_err(|e| refused("threads", &e))?;
+        let Answer::Started(mut report) = answer else { return Ok(()) };
+        // S7, C7: a grace that ran down behind a shut gate would refuse every client's reclaim.
+        let shut = self.gate_left().is_none();
+        if report.adopted && shut && !report.in_grace && report.recorded_clients > 0 {
+            self.io_call(Op::ServerStop, limit).await.map_err(|e| refused("threads", &e))?;
+            let again = self.io_call(op, limit).await.map_err(|e| refused("threads", &e))?;
+            if let Answer::Started(second) = again {
+                report = second;
+            }
         }
+        tracing::info!(?report, "NFS server runs");
         Ok(())
     }
 
@@ -293,15 +313,31 @@ impl Hands {
                 "neither the peer nor the coordinator granted the right to serve".to_owned();
             return Err(StepError::Refused { step: Step::OpenGate.name(), reason });
         };
-        *lock(&self.addressed_at) = Some(Instant::now());
+        let ticket = lock(&self.keeper).ticket();
         let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);
         let keeper = Arc::clone(&self.keeper);
         on_thread(Step::OpenGate, move || {
-            network.add_addresses(lifetime).map_err(kernel(Step::OpenGate))?;
-            lock(&keeper).open(right).map_err(kernel(Step::OpenGate))?;
-            network.announce().map_err(kernel(Step::OpenGate))
+            let opened =
+                network.add_addresses(lifetime).and_then(|()| lock(&keeper).open(right, ticket));
+            let opened = opened
+                .and_then(|open| if open { network.announce().map(|()| true) } else { Ok(false) });
+            match opened {
+                Ok(true) => Ok(()),
+                other => {
+                    // Half an opening is none.
+                    let shut = lock(&keeper).close(Which::Both);
+                    let cleared = network.delete_addresses();
+                    let reason = match other {
+                        Err(error) => error.to_string(),
+                        Ok(_) => "the service was closed meanwhile".to_owned(),
+                    };
+                    tracing::warn!(?shut, ?cleared, reason, "not opened");
+                    Err(StepError::Refused { step: Step::OpenGate.name(), reason })
+                }
+            }
         })
         .await?;
+        *lock(&self.addressed_at) = Some(Instant::now());
         self.believe_removals_later(context.epoch);
         Ok(())
     }

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nasd_proto::{ClientStall, Endpoint, MoveEvent, Outcome, outcome::Result as MoveResult};
+use nasd_proto::{
+    ClientStall, Endpoint, MoveEvent, Outcome, move_event::Kind, outcome::Result as MoveResult,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -16,8 +18,7 @@ use super::moves;
 use super::right::Wish;
 use crate::api::status::{LastMove, ServiceStatus};
 use crate::coordinator::{CasOutcome, Coordinator, CoordinatorError, Versioned as Stored};
-use crate::core::machine::{CasResult, Effect, Event, HandOverResult, Machine, MoveEnd, Versioned};
-use crate::core::record::NodeName;
+use crate::core::machine::{CasResult, Effect, Event, Machine, MoveEnd, Versioned};
 use crate::core::view::Now;
 
 /// How often the core looks at the time when nothing happens.
@@ -40,8 +41,10 @@ pub enum Command {
     CheckTarget(oneshot::Sender<TargetFacts>),
     /// The other node demoted: open here.
     HandOver(HandOverCall),
-    /// Clients are back (or not), measured on the target.
-    ClientsBack(Vec<ClientStall>),
+    /// A move that passed its pre-flight; its asker is told everything from here on.
+    Begin(moves::Request, mpsc::Sender<MoveEvent>),
+    /// Clients are back (or not) after the move of that epoch, measured on the target.
+    ClientsBack(u64, Vec<ClientStall>),
 }
 
 /// An answer to a request for the right.
@@ -96,10 +99,13 @@ struct Tally {
     silent_since: Option<Instant>,
     silent_before: Duration,
     silent: Duration,
-    to: Option<NodeName>,
     outcome: Option<Outcome>,
     last: Option<LastMove>,
-    receives: bool,
+    /// On the target: the epoch of the hand-over and the old owner's ear. Verdicts go there and
+    /// nowhere else.
+    answer_to: Option<(u64, mpsc::Sender<MoveEvent>)>,
+    /// The hand-over of that epoch has been opened; its clients are watched.
+    opened: Option<u64>,
 }
 
 impl ServiceTask {
@@ -151,7 +157,8 @@ impl ServiceTask {
             }
             Command::CheckTarget(reply) => drop(reply.send(self.target_facts())),
             Command::HandOver(call) => self.hand_over(call),
-            Command::ClientsBack(clients) => self.clients_back(clients),
+            Command::Begin(request, listener) => self.begin(request, listener),
+            Command::ClientsBack(epoch, clients) => self.clients_back(epoch, clients),
         }
     }
 
@@ -184,23 +191,38 @@ impl ServiceTask {
             stage: self.machine.stage().clone(),
             last_silent: self.tally.last.as_ref().map(|l| l.silent_ms),
         };
-        self.hands.timeline.listen(listener);
         if matches!(self.machine.stage().name(), "preparing" | "cutting" | "handed-over") {
-            return; // the operator joins the move that runs and hears its rest
+            // The operator joins the move that runs and hears its rest.
+            self.hands.timeline.listen(listener);
+            return;
+        }
+        let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
+        tokio::spawn(async move {
+            moves::preflight_and_begin(&hands, request, facts, listener, &tell).await;
+        });
+    }
+
+    /// The pre-flight took a while: the service must still be serving here, or only the asker hears.
+    fn begin(&mut self, request: moves::Request, listener: mpsc::Sender<MoveEvent>) {
+        if self.machine.stage().name() != "serving" {
+            let what =
+                format!("the service is {} by now; see nasctl status", self.machine.stage().name());
+            let refused = self.opened_outcome(MoveResult::Refused, what);
+            // An asker that has gone away needs no answer.
+            let _ = listener.try_send(outcome_event(refused));
+            return;
         }
         self.tally.outcome = None;
-        let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-        tokio::spawn(
-            async move { moves::preflight_and_begin(&hands, request, facts, &tell).await },
-        );
+        self.hands.timeline.listen(listener);
+        self.feed(Event::Switchover { to: request.to, timeout: request.timeout });
     }
 
     fn hand_over(&mut self, call: HandOverCall) {
-        self.hands.timeline.listen(call.listener);
+        self.hands.timeline.listen_to_steps(call.listener.clone());
         self.hands.remember_clients(&call.connections);
         self.tally.silent_before = call.silent_for;
         self.tally.silent_since = Some(Instant::now());
-        self.tally.receives = true;
+        self.tally.answer_to = Some((call.epoch, call.listener));
         self.feed(Event::HandOver { epoch: call.epoch });
     }
 
@@ -214,8 +236,7 @@ impl ServiceTask {
     }
 
     fn note(&mut self, event: &Event) {
-        if let Event::Switchover { to, .. } = event {
-            self.tally.to = Some(to.clone());
+        if let Event::Switchover { .. } = event {
             self.tally.silent_before = Duration::ZERO;
             self.tally.silent_since = None;
         }
@@ -291,7 +312,7 @@ impl ServiceTask {
                         HandOverNews::Ended(result) => {
                             Command::Event(Event::HandOverEnded { run, result })
                         }
-                        HandOverNews::Clients(clients) => Command::ClientsBack(clients),
+                        HandOverNews::Clients(clients) => Command::ClientsBack(epoch, clients),
                     };
                     drop(tell.send(command).await);
                 }
@@ -335,24 +356,28 @@ impl ServiceTask {
 
     /// The service is open; the operator also wants to know when each client was back.
     fn wait_for_clients(&mut self, outcome: Outcome) {
+        let epoch = outcome.epoch;
         self.tally.outcome = Some(outcome);
         let tell = self.me_tx.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(4)).await;
-            drop(tell.send(Command::ClientsBack(Vec::new())).await);
+            drop(tell.send(Command::ClientsBack(epoch, Vec::new())).await);
         });
     }
 
-    fn clients_back(&mut self, clients: Vec<ClientStall>) {
-        if self.tally.receives {
-            self.tally.receives = false;
-            let outcome =
-                Outcome { clients, ..self.opened_outcome(MoveResult::Moved, String::new()) };
-            self.hands.timeline.outcome(outcome);
+    fn clients_back(&mut self, epoch: u64, clients: Vec<ClientStall>) {
+        if self.tally.opened == Some(epoch) {
+            self.tally.opened = None;
+            if let Some((_, listener)) = self.tally.answer_to.take() {
+                let told = self.opened_outcome(MoveResult::Moved, String::new());
+                // The old owner may have gone; the move is done all the same.
+                let _ = listener.try_send(outcome_event(Outcome { clients, ..told }));
+            }
             self.hands.timeline.hang_up();
-        } else if let Some(mut outcome) = self.tally.outcome.take() {
-            outcome.clients = clients;
-            self.hands.timeline.outcome(outcome);
+        } else if self.tally.outcome.as_ref().is_some_and(|o| o.epoch == epoch)
+            && let Some(outcome) = self.tally.outcome.take()
+        {
+            self.hands.timeline.outcome(Outcome { clients, ..outcome });
             self.hands.timeline.hang_up();
         }
     }
@@ -372,23 +397,25 @@ impl ServiceTask {
     fn opening_ended(&mut self, result: Result<(), String>) {
         let here = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
         self.tally.silent = self.tally.silent_before + here;
+        let Some((epoch, listener)) = self.tally.answer_to.clone() else { return };
         match result {
             Ok(()) => {
-                let outcome = self.opened_outcome(MoveResult::Moved, String::new());
-                self.hands.timeline.outcome(outcome);
+                let told = self.opened_outcome(MoveResult::Moved, String::new());
+                let _ = listener.try_send(outcome_event(told));
+                self.tally.opened = Some(epoch);
                 let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
                 self.remember_move(&peer, &me, MoveResult::Moved);
                 let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
                 let silent = self.tally.silent;
                 tokio::spawn(async move {
                     let clients = handover::watch_clients(&hands, silent).await;
-                    drop(tell.send(Command::ClientsBack(clients)).await);
+                    drop(tell.send(Command::ClientsBack(epoch, clients)).await);
                 });
             }
             Err(reason) => {
-                self.tally.receives = false;
-                let outcome = self.opened_outcome(MoveResult::Failed, reason);
-                self.hands.timeline.outcome(outcome);
+                self.tally.answer_to = None;
+                let told = self.opened_outcome(MoveResult::Failed, reason);
+                let _ = listener.try_send(outcome_event(told));
                 self.hands.timeline.hang_up();
             }
         }
@@ -430,8 +457,9 @@ pub fn cas_result(answer: Result<CasOutcome, CoordinatorError>) -> CasResult {
     }
 }
 
-/// Kept here so that the hand-over's result type has one name in this module's users.
-pub type HandOverEnd = HandOverResult;
+fn outcome_event(outcome: Outcome) -> MoveEvent {
+    MoveEvent { kind: Some(Kind::Outcome(outcome)) }
+}
 
 /// A coordinator shared by all services.
 pub type SharedCoordinator = Arc<dyn Coordinator>;

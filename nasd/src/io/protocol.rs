@@ -367,6 +367,10 @@ pub struct ServerStatus {
     pub grace_over: bool,
     /// Messages that arrived since the start: moves while the server makes progress.
     pub packets: u64,
+    /// Calls in execution; absent where the kernel cannot tell or did not in time, which does
+    /// not mean that there are none.
+    #[serde(default)]
+    pub in_flight: Option<u32>,
     /// Clients the server knows.
     pub clients: Vec<ClientInfo>,
     /// Clients that must be let in when the server is started from the records as they are.

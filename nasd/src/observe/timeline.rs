@@ -6,19 +6,30 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nasd_proto::{MoveEvent, Outcome, Preflight, Step, move_event::Kind};
+use nasd_proto::{MoveEvent, Outcome, Step, move_event::Kind};
 use tokio::sync::mpsc;
 
 /// Sends to listeners; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Timeline {
-    listeners: Arc<Mutex<Vec<mpsc::Sender<MoveEvent>>>>,
+    listeners: Arc<Mutex<Vec<Listener>>>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    to: mpsc::Sender<MoveEvent>,
+    steps_only: bool,
 }
 
 impl Timeline {
     /// Adds a listener; it hears everything from now on until [`Timeline::hang_up`].
-    pub fn listen(&self, listener: mpsc::Sender<MoveEvent>) {
-        self.lock().push(listener);
+    pub fn listen(&self, to: mpsc::Sender<MoveEvent>) {
+        self.lock().push(Listener { to, steps_only: false });
+    }
+
+    /// Adds a listener that hears steps only: the old owner, whose verdict comes by itself.
+    pub fn listen_to_steps(&self, to: mpsc::Sender<MoveEvent>) {
+        self.lock().push(Listener { to, steps_only: true });
     }
 
     /// Ends every listener's stream.
@@ -39,11 +50,6 @@ impl Timeline {
         }));
     }
 
-    /// The result of the pre-flight.
-    pub fn preflight(&self, preflight: Preflight) {
-        self.send(Kind::Preflight(preflight));
-    }
-
     /// How it ended.
     pub fn outcome(&self, outcome: Outcome) {
         self.send(Kind::Outcome(outcome));
@@ -51,14 +57,15 @@ impl Timeline {
 
     /// Passes on what the other node told.
     pub fn relay(&self, event: MoveEvent) {
-        self.lock().retain(|l| l.try_send(event.clone()).is_ok());
+        let step = matches!(event.kind, Some(Kind::Step(_)));
+        self.lock().retain(|l| (l.steps_only && !step) || l.to.try_send(event.clone()).is_ok());
     }
 
     fn send(&self, kind: Kind) {
         self.relay(MoveEvent { kind: Some(kind) });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<MoveEvent>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

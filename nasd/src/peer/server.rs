@@ -225,7 +225,7 @@ async fn check_target(
             "unmount it; the service mounts its own volume there",
         ));
     }
-    found.extend(hands.violations().iter().map(|v| violation(&hands.me, v)));
+    found.extend(hands.violations().await.iter().map(|v| violation(&hands.me, v)));
     let view = hands.drbd_view();
     if !view.local_up_to_date {
         found.push(CoreFinding::refusal(

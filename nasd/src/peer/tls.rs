@@ -3,8 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::ServerName;
 use thiserror::Error;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::{Request, Status};
 
 use crate::config::TlsPaths;
 
@@ -42,4 +44,22 @@ pub fn client(paths: &TlsPaths, peer_name: &str) -> Result<ClientTlsConfig, TlsE
 pub fn server(paths: &TlsPaths) -> Result<ServerTlsConfig, TlsError> {
     let (ca, identity) = material(paths)?;
     Ok(ServerTlsConfig::new().identity(identity).client_ca_root(ca))
+}
+
+/// Refuses a caller whose certificate is not the other node's: the authority that signs the nodes'
+/// certificates may sign others as well.
+///
+/// # Errors
+/// `PERMISSION_DENIED`, with what was expected.
+pub fn admit(request: &Request<()>, node: &str) -> Result<(), Status> {
+    let denied = || {
+        Status::permission_denied(format!(
+            "only {node} may call here; its certificate must name it"
+        ))
+    };
+    let certificates = request.peer_certs().ok_or_else(denied)?;
+    let certificate = certificates.first().ok_or_else(denied)?;
+    let name = ServerName::try_from(node).map_err(|_| denied())?;
+    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|_| denied())?;
+    parsed.verify_is_valid_for_subject_name(&name).map_err(|_| denied())
 }

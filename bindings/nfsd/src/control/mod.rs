@@ -1,7 +1,8 @@
 //! One NFS server in one network namespace, steered through the files of the `nfsd` file system.
 //!
 //! The same files exist in Linux 6.1, 6.12 and 7.2 (`fs/nfsd/nfsctl.c`, `nfsd_fill_super`), so
-//! the netlink family of newer kernels is not needed. Order that the kernel imposes: versions,
+//! they steer the server; the netlink family of newer kernels ([`crate::netlink`]) adds what they
+//! cannot tell, the number of calls in execution. Order that the kernel imposes: versions,
 //! lease and grace only while no server exists; a listener creates the server; threads start it;
 //! `threads 0` destroys it *with its listeners*, which must be written again before the next start.
 //!
@@ -12,9 +13,11 @@ mod mount;
 mod parse;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::netlink::Client;
 use crate::netns::NetNs;
 use crate::{Error, Result, urgent};
 
@@ -43,6 +46,7 @@ pub struct Server {
     ns: NetNs,
     dir: PathBuf,
     pipefs: PathBuf,
+    netlink: Client,
 }
 
 impl Server {
@@ -56,7 +60,8 @@ impl Server {
             mount::ensure(mount::PIPEFS, pipefs_dir)?;
             mount::ensure(mount::NFSD, control_dir)
         })?;
-        Ok(Server { ns, dir: control_dir.into(), pipefs: pipefs_dir.into() })
+        let netlink = Client::new(ns.clone());
+        Ok(Server { ns, dir: control_dir.into(), pipefs: pipefs_dir.into(), netlink })
     }
 
     /// Where the tracker pipe will appear.
@@ -67,6 +72,26 @@ impl Server {
     /// The namespace.
     pub fn netns(&self) -> &NetNs {
         &self.ns
+    }
+
+    /// The netlink family in this namespace, where the kernel has it.
+    pub fn netlink(&self) -> &Client {
+        &self.netlink
+    }
+
+    /// Calls that threads execute now; at least so many where the kernel's list is cut short.
+    /// `None`: this kernel cannot tell. 0 does not mean that every reply has been *sent* (see
+    /// [`Client::running`]): give the replies a moment more (S5).
+    ///
+    /// # Errors
+    /// [`Error::Netlink`] if the kernel has not answered within `limit` or not sensibly. As
+    /// little as `None` it means that nothing runs (S12).
+    pub fn in_flight(&self, limit: Duration) -> Result<Option<usize>> {
+        match self.netlink.running(limit) {
+            Ok(running) => Ok(Some(running.calls.len())),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -223,7 +248,9 @@ mod tests {
 
     /// A directory that looks like the control file system, without its behaviour.
     fn fake(dir: &Path) -> Server {
-        Server { ns: NetNs::current().unwrap(), dir: dir.into(), pipefs: dir.into() }
+        let ns = NetNs::current().unwrap();
+        let netlink = Client::new(ns.clone());
+        Server { ns, dir: dir.into(), pipefs: dir.into(), netlink }
     }
 
     #[test]
@@ -269,6 +296,14 @@ mod tests {
             fs::write(&file, content).unwrap();
             assert_eq!(fake(dir.path()).grace_over().ok(), want);
         }
+    }
+
+    #[test]
+    fn calls_are_counted_where_the_kernel_can_and_unknown_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = fake(dir.path()).in_flight(Duration::from_secs(5)).unwrap();
+        // No server in this namespace: either no family, or no calls.
+        assert!(matches!(found, None | Some(0)), "{found:?}");
     }
 
     #[test]

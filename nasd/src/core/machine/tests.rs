@@ -22,6 +22,7 @@ struct World {
     queue: VecDeque<(usize, Effect)>,
     fail: Option<(usize, Step, StepError)>,
     swallow_hand_over: bool,
+    linked: bool,
     marker: u64,
 }
 
@@ -42,6 +43,7 @@ impl World {
             queue: VecDeque::new(),
             fail: None,
             swallow_hand_over: false,
+            linked: true,
             marker: 0,
         };
         for n in 0..2 {
@@ -55,10 +57,10 @@ impl World {
         let role = |p: bool| if p { Role::Primary } else { Role::Secondary };
         DrbdView {
             role: role(self.nodes[n].primary),
-            connected: true,
-            peer_role: role(self.nodes[1 - n].primary),
+            connected: self.linked,
+            peer_role: if self.linked { role(self.nodes[1 - n].primary) } else { Role::Unknown },
             local_up_to_date: true,
-            peer_up_to_date: true,
+            peer_up_to_date: self.linked,
             ..DrbdView::default()
         }
     }
@@ -148,7 +150,12 @@ impl World {
         {
             return Err(error.clone());
         }
-        let peer_primary = self.nodes[1 - n].primary;
+        let (peer_primary, linked) = (self.nodes[1 - n].primary, self.linked);
+        let excluded = self.stored.as_ref().is_some_and(|v| {
+            let [me, peer] =
+                if n == 0 { names() } else { [names()[1].clone(), names()[0].clone()] };
+            v.record.authority() == Some(&me) && !v.record.current.contains(&peer)
+        });
         let node = &mut self.nodes[n];
         node.trail.push(step.name());
         match step {
@@ -163,8 +170,17 @@ impl World {
                 node.primary = false;
             }
             Step::Promote => {
-                assert!(context.proof.is_some(), "S1: a promotion without proof");
-                assert!(!peer_primary, "S1");
+                let proof = context.proof.expect("S1: a promotion without proof");
+                // As the executor and the kernel do: evidence once more, never a second Primary, and
+                // without a connection the helper must find a record that excludes the peer.
+                let allowed = match proof {
+                    Proof::AlreadyPrimary => node.primary,
+                    Proof::Released => linked && !peer_primary,
+                    Proof::SoleCurrent => !linked && excluded,
+                };
+                if !allowed {
+                    return Err(StepError::ProofGone { reason: "in the meantime".into() });
+                }
                 node.primary = true;
             }
             Step::Mount => node.mounted = node.primary,
@@ -304,6 +320,36 @@ fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
             assert_eq!(record.authority(), Some(&names()[owner]), "victim {victim} after {after}");
             assert!(matches!(record.phase, Phase::Serving { .. }), "{:?}", record.phase);
         }
+    }
+}
+
+#[test]
+fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
+    for after in 0..40 {
+        let mut world = World::new();
+        let to = names()[1].clone();
+        world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+        for _ in 0..after {
+            if let Some((n, effect)) = world.queue.pop_front() {
+                world.execute(n, effect);
+            }
+        }
+        world.linked = false;
+        world.settle();
+        for n in 0..2 {
+            let current = &world.stored.as_ref().unwrap().record.current;
+            let frozen = world.nodes[n].primary && current.contains(&names()[1 - n]);
+            assert!(
+                !frozen,
+                "after {after}: a Primary without its peer is not alone in the record"
+            );
+        }
+        world.linked = true;
+        world.settle();
+        let owner = world.owner().unwrap_or_else(|| panic!("after {after}: {:#?}", world.machines));
+        let record = world.stored.as_ref().unwrap().record.clone();
+        assert_eq!(record.authority(), Some(&names()[owner]), "after {after}");
+        assert_eq!(record.current.len(), 2, "after {after}: the other one is current again");
     }
 }
 

@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The tracker is ready at once unless its directory is missing.
 const READY: Duration = Duration::from_secs(1);
 
+/// How long the kernel may take to count the calls in execution.
+const COUNTING: Duration = Duration::from_millis(50);
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub(super) struct Start {
@@ -277,6 +280,17 @@ impl Nfs {
         Ok(clock.steps)
     }
 
+    /// A count that is not had is unknown, never zero (S12).
+    fn in_flight(&self) -> Option<u32> {
+        match self.server.in_flight(COUNTING) {
+            Ok(count) => count.map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
+            Err(error) => {
+                tracing::debug!(%error, "calls in execution are unknown");
+                None
+            }
+        }
+    }
+
     pub(super) fn status(&self) -> Result<ServerStatus, Refusal> {
         let server = &self.server;
         let threads = server.threads().map_err(at("reading the threads"))?;
@@ -288,6 +302,7 @@ impl Nfs {
             threads,
             grace_over: server.grace_over().map_err(at("reading grace"))?,
             packets: pools.map_err(at("reading the counters"))?.iter().map(|p| p.packets).sum(),
+            in_flight: if running { self.in_flight() } else { None },
             clients: clients.map_err(at("reading the clients"))?,
             awaited: snapshot.as_ref().map_or(0, |s| s.recovery.len() - s.reclaimed()),
             recorded: snapshot.as_ref().map_or(0, Snapshot::recorded),

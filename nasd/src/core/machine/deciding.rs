@@ -1,0 +1,313 @@
+//! What to do next when nothing is under way: from record, DRBD and leftovers to the next effect.
+//!
+//! Keeps S1 ([`Proof`]), S9 (a restart is decided like everything else) and H2 (no freeze without end).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+
+impl Machine {
+    pub(super) fn decide(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.look_at_pending(now, out);
+        if self.must_read && now >= self.read_again_at {
+            self.last_read = now;
+            self.read_again_at = now + READ;
+            out.push(Effect::Read);
+        }
+        if self.pending.is_some() {
+            return;
+        }
+        if self.leftovers.is_none() || !self.record_known || self.drbd.role == Role::Unknown {
+            return;
+        }
+        if self.exclude_lost_peer(now, out) {
+            return;
+        }
+        match self.stage.clone() {
+            Stage::Waiting | Stage::Standby => self.decide_idle(now, out),
+            Stage::Serving => self.decide_serving(now, out),
+            Stage::Opening { at, .. } => self.run_step(now, OPEN[at], out),
+            Stage::Cutting { at, to } => self.continue_cut(now, at, to, out),
+            Stage::Closing { at, .. } => self.run_step(now, CLOSE[at], out),
+            Stage::HandedOver { since, .. } => self.decide_handed_over(now, since, out),
+            Stage::Returning { .. } => self.decide_returning(now, out),
+            Stage::Preparing { .. } => {}
+        }
+    }
+
+    /// Waiting for the target must not outlast its reason: a move that is to end, a hand-over that the
+    /// record shows as done.
+    pub(super) fn look_at_pending(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(job) = self.pending.as_ref().map(|p| p.job.clone()) else { return };
+        match (&self.stage, job) {
+            (Stage::Preparing { .. }, Job::Warm) => {
+                if let Some(reason) = self.must_stop(now) {
+                    self.pending = None;
+                    self.warmed(now, Err(reason), out);
+                }
+            }
+            (Stage::HandedOver { .. }, Job::HandOver) => {
+                let Some(record) = self.record().cloned() else { return };
+                if !matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me) {
+                    self.pending = None;
+                    self.finish_hand_over(&record, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// H2, I14: a Primary whose peer is gone is frozen until the record says that it is alone; steps
+    /// on the frozen volume would hang. While serving, `decide_serving` does the same.
+    pub(super) fn exclude_lost_peer(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let Some(record) = self.record().cloned() else { return false };
+        let concerned = self.drbd.role == Role::Primary
+            && self.stage != Stage::Serving
+            && !self.peer_holds_everything()
+            && record.current.contains(&self.peer);
+        if !concerned || now < self.not_before {
+            return false;
+        }
+        let next = match &record.phase {
+            Phase::Moving { from, .. } if *from == self.me => record.return_alone(&self.me),
+            _ => record.exclude(&self.me, &self.peer),
+        };
+        let legal = next.is_ok();
+        if legal {
+            self.change(now, next, CAS, out);
+        }
+        legal
+    }
+
+    pub(super) fn decide_idle(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else {
+            self.must_read |= now >= self.last_read + Duration::from_millis(500);
+            self.found(now, out);
+            return;
+        };
+        match &record.phase {
+            Phase::Stopped => self.start_service(now, &record, out),
+            Phase::Moving { from, .. } if *from == self.me => self.decide_left_move(now, out),
+            Phase::Moving { .. } => self.decide_target(now, &record, out),
+            Phase::Serving { owner } | Phase::Taking { owner } if *owner == self.me => {
+                self.open_if_proved(now, Why::Start, out);
+            }
+            Phase::Serving { .. } | Phase::Taking { .. } => self.stand_by(now, &record, out),
+        }
+    }
+
+    /// A new service: both replicas are complete, nobody has ever written a record.
+    pub(super) fn found(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if now < self.not_before {
+            return;
+        }
+        if !self.founds {
+            self.problem = Some(format!("no record yet; {} creates it", self.peer));
+            return;
+        }
+        if !self.drbd.both_current() || self.drbd.peer_role != Role::Secondary {
+            self.problem = Some(
+                "new service: waits until both DRBD replicas are connected, UpToDate and Secondary"
+                    .into(),
+            );
+            return;
+        }
+        let both = BTreeSet::from([self.me.clone(), self.peer.clone()]);
+        if let Ok(record) = Record::first(both, self.drbd.data_uuid.clone()).start(&self.me) {
+            self.cas(now, None, record, CAS, out);
+        }
+    }
+
+    pub(super) fn start_service(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
+        if self.founds && now >= self.not_before {
+            self.change(now, record.start(&self.me), CAS, out);
+        }
+    }
+
+    /// This node was moving the service away when its nasd went. Not demoted: it still serves.
+    pub(super) fn decide_left_move(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.drbd.role == Role::Primary {
+            let reason = "nasd was restarted during the move".to_owned();
+            self.open_if_proved(now, Why::Rollback(reason), out);
+        } else {
+            let to = self.peer.clone();
+            self.stage = Stage::HandedOver { to, since: now };
+        }
+    }
+
+    /// This node is the target. It opens when it is asked, or when the owner demoted and went silent.
+    pub(super) fn decide_target(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
+        let asked = self.hand_over == Some(record.epoch);
+        if self.drbd.role == Role::Primary {
+            self.open_if_proved(now, Why::HandOver, out);
+            return;
+        }
+        if !self.drbd.released() {
+            self.target_since = None;
+            self.stage = Stage::Standby;
+            return;
+        }
+        let since = *self.target_since.get_or_insert(now);
+        if asked || now >= since + UNASKED_OPENING {
+            self.open_if_proved(now, Why::HandOver, out);
+        }
+    }
+
+    pub(super) fn open_if_proved(&mut self, now: Now, why: Why, out: &mut Vec<Effect>) {
+        if now < self.not_before {
+            return;
+        }
+        if self.proof().is_none() {
+            self.stage = Stage::Waiting;
+            self.problem = Some(
+                "the record names this node, but DRBD is not connected to a Secondary peer with an UpToDate disk here; promoting now could split the data".into(),
+            );
+            return;
+        }
+        self.problem = None;
+        self.stage = Stage::Opening { at: 0, why };
+        self.run_step(now, OPEN[0], out);
+    }
+
+    /// S1: what proves that a promotion here makes no second writer, at this moment.
+    pub(super) fn proof(&self) -> Option<Proof> {
+        if !self.record().is_some_and(|r| r.current.contains(&self.me)) {
+            return None; // S2: this replica may miss acknowledged writes
+        }
+        if self.drbd.role == Role::Primary {
+            Some(Proof::AlreadyPrimary)
+        } else if self.drbd.released() {
+            Some(Proof::Released)
+        } else if self.sole_current() && self.drbd.local_up_to_date && !self.drbd.connected {
+            Some(Proof::SoleCurrent)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn stand_by(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
+        let left = self.leftovers.unwrap_or_default();
+        let dirty = left.mounted || left.serving_threads || left.addressed;
+        if dirty || self.drbd.role == Role::Primary {
+            self.close(
+                now,
+                format!("the record says {} in epoch {}", record.phase, record.epoch),
+                out,
+            );
+            return;
+        }
+        self.problem = None;
+        self.stage = Stage::Standby;
+    }
+
+    pub(super) fn close(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
+        if now < self.not_before {
+            return;
+        }
+        self.stage = Stage::Closing { at: 0, reason };
+        self.run_step(now, CLOSE[0], out);
+    }
+
+    /// Keeps the record truthful while serving; writes lazily what openings and rollbacks made true.
+    pub(super) fn decide_serving(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else { return };
+        if now < self.not_before {
+            return;
+        }
+        let uuids = self.drbd.data_uuid.clone();
+        let peer_current = record.current.contains(&self.peer);
+        let next = match &record.phase {
+            Phase::Moving { to, .. } if *to == self.me => {
+                record.settle_move(&self.me, self.generation, uuids)
+            }
+            Phase::Moving { from, .. } if *from == self.me => record.return_from_move(&self.me),
+            Phase::Taking { owner } if *owner == self.me => {
+                record.settle_take(&self.me, self.generation, uuids)
+            }
+            Phase::Serving { owner } if *owner == self.me => {
+                if record.generation < self.generation {
+                    record.reopened(&self.me, self.generation, uuids)
+                } else if peer_current && !self.peer_holds_everything() {
+                    record.exclude(&self.me, &self.peer)
+                } else if !peer_current && self.drbd.both_current() {
+                    record.include(&self.me, &self.peer)
+                } else {
+                    return;
+                }
+            }
+            _ => {
+                self.close(
+                    now,
+                    format!("the record says {} in epoch {}", record.phase, record.epoch),
+                    out,
+                );
+                return;
+            }
+        };
+        self.change(now, next, CAS, out);
+    }
+
+    pub(super) fn peer_holds_everything(&self) -> bool {
+        self.drbd.connected && self.drbd.peer_up_to_date
+    }
+
+    pub(super) fn decide_handed_over(&mut self, now: Now, since: Now, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else { return };
+        let still_moving = matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me);
+        if !still_moving {
+            self.finish_hand_over(&record, out);
+            return;
+        }
+        if now >= self.last_read + Duration::from_millis(500) {
+            self.must_read = true;
+        }
+        if now >= since + HAND_OVER_PATIENCE && !self.drbd.released() {
+            self.give_up_move(out);
+        } else if now >= since + HAND_OVER_PATIENCE {
+            let reason = format!("{} did not open the service", self.peer);
+            self.stage = Stage::Returning { reason };
+            self.decide_returning(now, out);
+        }
+    }
+
+    /// The peer is out of reach after this node has demoted: the operator is told, deciding goes on.
+    pub(super) fn give_up_move(&mut self, out: &mut Vec<Effect>) {
+        let why = format!(
+            "{} cannot be reached and {} has demoted: nobody serves; the service opens by itself when the nodes are connected again",
+            self.peer, self.me
+        );
+        self.problem = Some(why.clone());
+        if self.moving.take().is_some() {
+            out.push(Effect::MoveEnded(MoveEnd::Failed(why)));
+        }
+    }
+
+    pub(super) fn finish_hand_over(&mut self, record: &Record, out: &mut Vec<Effect>) {
+        self.stage = Stage::Waiting;
+        if record.authority() == Some(&self.me) {
+            return; // it is ours again: the opening that follows ends the move
+        }
+        if self.moving.take().is_some() {
+            out.push(Effect::MoveEnded(MoveEnd::Moved));
+        }
+    }
+
+    /// C1, C4: a demoted owner comes back only by winning this compare-and-set.
+    pub(super) fn decide_returning(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let overdue =
+            self.moving.as_ref().is_some_and(|m| now >= m.deadline + 2 * HAND_OVER_PATIENCE);
+        if overdue && !self.drbd.released() {
+            self.give_up_move(out);
+        }
+        self.must_read |= now >= self.last_read + Duration::from_millis(500);
+        if now < self.not_before || !self.drbd.released() {
+            return;
+        }
+        let Some(record) = self.record().cloned() else { return };
+        match record.return_from_move(&self.me) {
+            Ok(next) => self.change(now, Ok(next), CAS, out),
+            Err(_) => self.finish_hand_over(&record, out),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! Events in, effects out, and the stages between: the vocabulary of the machine.
+
+use std::time::Duration;
+
+use crate::core::record::{NodeName, Record};
+use crate::core::step::{Proof, Step, StepError};
+use crate::core::view::{DrbdView, Leftovers, Now};
+
+/// Number of an effect that will be answered.
+pub type RunId = u64;
+
+/// A record with the revision that a compare-and-set compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// The coordinator's revision (etcd: `mod_revision`).
+    pub revision: i64,
+    /// The record.
+    pub record: Record,
+}
+
+/// What a step needs besides its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepContext {
+    /// Epoch of the record that allows the step.
+    pub epoch: u64,
+    /// The record's generation: the marker on the volume must have at least this one (S2).
+    pub generation: u64,
+    /// For [`Step::Promote`].
+    pub proof: Option<Proof>,
+}
+
+/// Why the service opens here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// Start of nasd, or of the service.
+    Start,
+    /// The other node handed over.
+    HandOver,
+    /// A move from here failed; the text says why.
+    Rollback(String),
+}
+
+/// Where this node stands with the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// Not decided yet: something must be heard first, or a failed opening waits for its next try.
+    Waiting,
+    /// The other node has the authority and nothing is left here.
+    Standby,
+    /// On the way through [`OPEN`].
+    Opening {
+        /// Index into [`OPEN`].
+        at: usize,
+        /// Why.
+        why: Why,
+    },
+    /// Gate open.
+    Serving,
+    /// A planned move: the record is being moved, the target warmed. Clients notice nothing.
+    Preparing {
+        /// The target.
+        to: NodeName,
+    },
+    /// On the way through [`CLOSE`] with a target waiting.
+    Cutting {
+        /// The target.
+        to: NodeName,
+        /// Index into [`CLOSE`].
+        at: usize,
+    },
+    /// Demoted; the target opens.
+    HandedOver {
+        /// The target.
+        to: NodeName,
+        /// Since when.
+        since: Now,
+    },
+    /// Demoted, and taking the authority back by a compare-and-set.
+    Returning {
+        /// Why the move failed.
+        reason: String,
+    },
+    /// On the way through [`CLOSE`] because the service does not belong here.
+    Closing {
+        /// Index into [`CLOSE`].
+        at: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Stage {
+    /// The name in status documents.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Standby => "standby",
+            Self::Opening { .. } => "opening",
+            Self::Serving => "serving",
+            Self::Preparing { .. } => "preparing",
+            Self::Cutting { .. } => "cutting",
+            Self::HandedOver { .. } => "handed-over",
+            Self::Returning { .. } => "returning",
+            Self::Closing { .. } => "closing",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// nasd started and looked around. First event of a life.
+    Started(Leftovers),
+    /// The coordinator answered a read or a watch.
+    Record(Option<Versioned>),
+    /// A read failed or timed out: nothing is known (S12).
+    RecordUnreadable(String),
+    /// DRBD's state changed.
+    Drbd(DrbdView),
+    /// A step ended. `marker_generation` is set by [`Step::Marker`].
+    Ran {
+        /// Which effect.
+        run: RunId,
+        /// What came of it; for `Marker` the generation written.
+        result: Result<Option<u64>, StepError>,
+    },
+    /// A compare-and-set ended.
+    Cas {
+        /// Which effect.
+        run: RunId,
+        /// What came of it.
+        result: CasResult,
+    },
+    /// The target is warm, or says why it is not.
+    Warmed {
+        /// Which effect.
+        run: RunId,
+        /// The refusal in words.
+        result: Result<(), String>,
+    },
+    /// The target answered the hand-over, or nothing is known.
+    HandOverEnded {
+        /// Which effect.
+        run: RunId,
+        /// What came of it.
+        result: HandOverResult,
+    },
+    /// The other node demoted and hands over.
+    HandOver {
+        /// Epoch of the `moving` record.
+        epoch: u64,
+    },
+    /// An operator wants the service moved; pre-flight has passed.
+    Switchover {
+        /// The target.
+        to: NodeName,
+        /// From now to the demotion.
+        timeout: Duration,
+    },
+    /// An operator wants the move undone.
+    Abort,
+    /// Time passed.
+    Tick,
+}
+
+/// Outcome of a compare-and-set.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CasResult {
+    /// Confirmed.
+    Won {
+        /// The new revision.
+        revision: i64,
+    },
+    /// Somebody else wrote first; this is what is there now.
+    Lost(Option<Versioned>),
+    /// Nobody knows: a read must resolve it before anything is decided (S8).
+    Unknown,
+}
+
+/// Outcome of a hand-over, as the old owner sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HandOverResult {
+    /// The target serves.
+    Opened,
+    /// The target could not open and has closed again.
+    Refused(String),
+    /// The channel broke.
+    Unknown,
+}
+
+/// What to do. Effects are executed in order; those with a `run` are answered by an event.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Execute a step under its deadline.
+    Run {
+        /// Number of the answer.
+        run: RunId,
+        /// Which step.
+        step: Step,
+        /// With what.
+        context: StepContext,
+    },
+    /// Read the record (linearizable); answered by [`Event::Record`] or `RecordUnreadable`.
+    Read,
+    /// Write the record if its revision is still this one; `None` creates it.
+    Cas {
+        /// Number of the answer.
+        run: RunId,
+        /// The revision to compare.
+        expected: Option<i64>,
+        /// The whole new record.
+        record: Record,
+    },
+    /// Write dirty pages back, prepare the target; clients notice nothing.
+    Warm {
+        /// Number of the answer.
+        run: RunId,
+        /// The target.
+        to: NodeName,
+        /// Epoch of the move.
+        epoch: u64,
+    },
+    /// Tell the target to open.
+    HandOver {
+        /// Number of the answer.
+        run: RunId,
+        /// The target.
+        to: NodeName,
+        /// Epoch of the move.
+        epoch: u64,
+    },
+    /// A move from here has ended.
+    MoveEnded(MoveEnd),
+    /// An opening after a hand-over has ended: the answer to the old owner.
+    OpeningEnded(Result<(), String>),
+}
+
+/// How a move ended, told to the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MoveEnd {
+    /// The target serves.
+    Moved,
+    /// This node serves again.
+    RolledBack(String),
+    /// Nobody serves, or it is not known who does.
+    Failed(String),
+}
+
+/// Largest time for the compare-and-set that begins a move; slower means no cut (design section 4).
+pub const MOVE_CAS: Duration = Duration::from_secs(1);
+/// Time for warming the target.
+pub const WARM: Duration = Duration::from_secs(20);
+/// How long a demoted owner waits for its target before it takes the service back.
+pub const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
+/// After how long a target opens by itself when the old owner has demoted but sent no hand-over.
+pub const UNASKED_OPENING: Duration = Duration::from_secs(1);
+/// Pause between two tries of an opening.
+pub const RETRY: Duration = Duration::from_secs(1);
+/// Time for a read before another one is begun.
+pub const READ: Duration = Duration::from_secs(3);
+/// Pause after a read that failed.
+pub const UNREADABLE_PAUSE: Duration = Duration::from_millis(300);
+/// Time for any other compare-and-set.
+pub const CAS: Duration = Duration::from_secs(3);

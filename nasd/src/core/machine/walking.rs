@@ -1,0 +1,118 @@
+//! Walking through [`OPEN`] and [`CLOSE`], and what a failed step means (S5, S8).
+
+use super::*;
+
+impl Machine {
+    pub(super) fn run_step(&mut self, now: Now, step: Step, out: &mut Vec<Effect>) {
+        let Some(record) = self.record() else { return };
+        let proof = if step == Step::Promote { self.proof() } else { None };
+        let context = StepContext { epoch: record.epoch, generation: record.generation, proof };
+        let run = self.start(now, Job::Step(step), step.deadline());
+        out.push(Effect::Run { run, step, context });
+    }
+
+    pub(super) fn step_ended(
+        &mut self,
+        now: Now,
+        step: Step,
+        result: Result<Option<u64>, StepError>,
+        out: &mut Vec<Effect>,
+    ) {
+        match (self.stage.clone(), result) {
+            (Stage::Opening { at, why }, Ok(generation)) => {
+                if let Some(generation) = generation {
+                    self.generation = generation;
+                }
+                self.advance_opening(at, why, out);
+            }
+            (Stage::Opening { why, .. }, Err(error)) => self.opening_failed(now, why, &error, out),
+            (Stage::Cutting { to, at }, Ok(_)) => self.stage = Stage::Cutting { to, at: at + 1 },
+            (Stage::Cutting { to, at }, Err(error)) => {
+                self.cut_failed(now, to, at, step, &error, out)
+            }
+            (Stage::Closing { at, reason }, Ok(_)) => self.advance_closing(at, reason, out),
+            (Stage::Closing { reason, .. }, Err(error)) => {
+                self.closing_failed(now, &reason, &error, out);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn advance_opening(&mut self, at: usize, why: Why, out: &mut Vec<Effect>) {
+        let at = at + 1;
+        if at < OPEN.len() {
+            self.stage = Stage::Opening { at, why };
+            return;
+        }
+        self.stage = Stage::Serving;
+        self.leftovers = Some(Leftovers::default());
+        self.problem = None;
+        self.hand_over = None;
+        self.target_since = None;
+        self.answer(Ok(()), out);
+        if let Some(ended) = self.moving.take() {
+            let reason = match why {
+                Why::Rollback(reason) => reason,
+                _ => ended.failed.unwrap_or_else(|| "the move was given up".into()),
+            };
+            out.push(Effect::MoveEnded(MoveEnd::RolledBack(reason)));
+        }
+    }
+
+    pub(super) fn answer(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.answer_due) {
+            out.push(Effect::OpeningEnded(result));
+        }
+    }
+
+    pub(super) fn opening_failed(
+        &mut self,
+        now: Now,
+        why: Why,
+        error: &StepError,
+        out: &mut Vec<Effect>,
+    ) {
+        self.problem = Some(error.to_string());
+        self.not_before = now + RETRY;
+        if why == Why::HandOver {
+            // The target never opens half a service: it closes what it has begun and says so.
+            self.hand_over = None;
+            self.not_before = now;
+            self.close(now, error.to_string(), out);
+        } else {
+            self.stage = Stage::Waiting;
+            self.must_read = true;
+        }
+    }
+
+    pub(super) fn advance_closing(&mut self, at: usize, reason: String, out: &mut Vec<Effect>) {
+        let at = at + 1;
+        if at < CLOSE.len() {
+            self.stage = Stage::Closing { at, reason };
+            return;
+        }
+        self.answer(Err(reason.clone()), out);
+        self.leftovers = Some(Leftovers::default());
+        self.problem = Some(reason);
+        self.stage = Stage::Standby;
+        self.target_since = None;
+        self.must_read = true;
+    }
+
+    /// Closing is never given up: a later step may still succeed, and all is tried again.
+    pub(super) fn closing_failed(
+        &mut self,
+        now: Now,
+        reason: &str,
+        error: &StepError,
+        out: &mut Vec<Effect>,
+    ) {
+        let problem = format!("{reason}; closing: {error}");
+        self.answer(Err(problem.clone()), out);
+        self.problem = Some(problem);
+        self.stage = Stage::Waiting;
+        self.leftovers = Some(Leftovers { mounted: true, ..self.leftovers.unwrap_or_default() });
+        self.not_before = now + RETRY;
+        self.must_read = true;
+    }
+}
