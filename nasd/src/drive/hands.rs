@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nasd_net::MonotonicInstant;
 use nasd_net::gate::Deadline;
+use nasd_nfsd::records::Snapshot;
 use nasd_proto::{Endpoint, HeartbeatRequest, ServiceBeat};
 use tokio::sync::watch;
 
@@ -63,6 +64,8 @@ pub struct Hands {
     pub launcher: Launcher,
     /// The connection to it.
     pub io: Arc<tokio::sync::Mutex<Option<Client>>>,
+    /// The peer's client records as it mirrored them last; the volume's win (S6).
+    pub mirror: Mutex<Option<Snapshot>>,
     /// Clients' connections as last seen.
     pub clients: Mutex<Vec<nasd_net::sockets::Connection>>,
     /// The record as the core has it, for those who must not wait for the task (S10).
@@ -126,6 +129,25 @@ impl Hands {
             done.map_err(|e| super::steps::refused("sync", &e))?;
         }
         Ok(start.elapsed())
+    }
+
+    /// The client records for the peer's mirror, as JSON; empty when none are loaded.
+    pub async fn client_records(&self) -> Vec<u8> {
+        match self.io_call(Op::Records, QUICK).await {
+            Ok(Answer::Records { snapshot: Some(s) }) => serde_json::to_vec(&s).unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Keeps what the peer mirrored; what cannot be read is no mirror (S12).
+    pub fn keep_mirror(&self, records: &[u8]) {
+        if records.is_empty() {
+            return;
+        }
+        match serde_json::from_slice(records) {
+            Ok(snapshot) => *lock(&self.mirror) = Some(snapshot),
+            Err(error) => tracing::warn!(%error, "the peer's client records cannot be read"),
+        }
     }
 
     /// Who uses the volumes, as `name (pid)`; `None` when it could not be determined.

@@ -152,7 +152,7 @@ pub async fn warm(hands: &Hands, epoch: u64) -> Result<(), String> {
         service: hands.service.name.clone(),
         epoch,
         connections: hands.known_endpoints(),
-        client_records: Vec::new(),
+        client_records: hands.client_records().await,
     };
     let (synced, prepared) = tokio::join!(write_back(hands), hands.peer_link.prepare(request));
     let passes = synced?;

@@ -195,6 +195,7 @@ async fn start_service(
             netns: PathBuf::from("/run/netns").join(service.netns_name()),
         },
         io: Arc::default(),
+        mirror: Mutex::default(),
         clients: Mutex::default(),
         record: watch::channel(None).0,
         addressed_at: Mutex::default(),

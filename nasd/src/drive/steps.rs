@@ -290,6 +290,16 @@ impl Hands {
                 report = second;
             }
         }
+        let mirrored = lock(&self.mirror).take().map_or(0, |m| m.recorded());
+        if !report.adopted && report.recorded_clients < mirrored {
+            // The volume wins (S6): it is the one that moved with the data. But it should know them all.
+            let recorded = report.recorded_clients;
+            tracing::error!(
+                mirrored,
+                recorded,
+                "the volume records fewer clients than the peer told"
+            );
+        }
         tracing::info!(?report, "NFS server runs");
         Ok(())
     }

@@ -100,6 +100,7 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let entry = self.entry(&request.service)?;
         entry.hands.remember_clients(&request.connections);
+        entry.hands.keep_mirror(&request.client_records);
         let reason = prepare(entry, request.epoch).await.err().unwrap_or_default();
         Ok(Response::new(PrepareReply { ready: reason.is_empty(), reason }))
     }

@@ -156,6 +156,11 @@ impl World {
                 if n == 0 { names() } else { [names()[1].clone(), names()[0].clone()] };
             v.record.authority() == Some(&me) && !v.record.current.contains(&peer)
         });
+        let touches =
+            matches!(step, Step::Sync | Step::Unmount | Step::Marker | Step::StartThreads);
+        if touches && self.is_frozen(n) {
+            return Err(StepError::Deadline { step: step.name(), after_ms: 1 });
+        }
         let node = &mut self.nodes[n];
         node.trail.push(step.name());
         match step {
@@ -197,6 +202,13 @@ impl World {
             Step::Drain | Step::Sync | Step::Probe | Step::Tickle => {}
         }
         Ok(None)
+    }
+
+    /// DRBD's freeze: a Primary that lost its peer, until the record says that it is alone.
+    fn is_frozen(&self, n: usize) -> bool {
+        let current = self.stored.as_ref().map(|v| &v.record.current);
+        let peer_current = current.is_some_and(|c| c.contains(&names()[1 - n]));
+        self.nodes[n].primary && !self.linked && peer_current
     }
 
     fn owner(&self) -> Option<usize> {
@@ -337,12 +349,7 @@ fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
         world.linked = false;
         world.settle();
         for n in 0..2 {
-            let current = &world.stored.as_ref().unwrap().record.current;
-            let frozen = world.nodes[n].primary && current.contains(&names()[1 - n]);
-            assert!(
-                !frozen,
-                "after {after}: a Primary without its peer is not alone in the record"
-            );
+            assert!(!world.is_frozen(n), "after {after}: the freeze has no end");
         }
         world.linked = true;
         world.settle();
@@ -351,6 +358,20 @@ fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
         assert_eq!(record.authority(), Some(&names()[owner]), "after {after}");
         assert_eq!(record.current.len(), 2, "after {after}: the other one is current again");
     }
+}
+
+#[test]
+fn s2_a_node_outside_the_current_set_does_not_open() {
+    let mut world = World::new();
+    world.nodes[0] = Node::default();
+    let stored = world.stored.as_mut().unwrap();
+    stored.record.current = BTreeSet::from([names()[1].clone()]);
+    stored.revision += 1;
+    world.restart(0);
+    world.restart(1);
+    world.settle();
+    assert_eq!(world.owner(), None, "nobody may open what only the other node has");
+    assert!(!world.nodes[0].primary);
 }
 
 #[test]
