@@ -57,9 +57,13 @@ fn signed_by() -> String {
     if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() }
 }
 
+/// A mirror that stands still is good enough for a lab: signatures are checked, their age is not.
+const LATE_MIRROR: &str = "Acquire::Check-Valid-Until \"false\"";
+
 fn bootstrap(tree: &Path, mirror: &str) -> Result<(), LabError> {
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--mode=root", "--variant=minbase", "--architectures=amd64"]);
+    command.arg(format!("--aptopt={LATE_MIRROR}"));
     command.arg(format!("--include={}", PACKAGES.join(",")));
     command.arg(RELEASE).arg(tree).arg(format!("deb {}{mirror} {RELEASE} main", signed_by()));
     sys::run(command, LOAD).map(drop)
@@ -74,7 +78,8 @@ fn unpack_uml(dir: &Path, mirror: &str) -> Result<PathBuf, LabError> {
     let config = format!(
         "Dir::Etc::sourcelist \"{at}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
          Dir::State::lists \"{at}/lists\";\nDir::State::status \"{at}/status\";\n\
-         Dir::Cache \"{at}/cache\";\nAPT::Architecture \"amd64\";\nAPT::Sandbox::User \"root\";\n"
+         Dir::Cache \"{at}/cache\";\nAPT::Architecture \"amd64\";\nAPT::Sandbox::User \"root\";\n\
+         {LATE_MIRROR};\n"
     );
     let source = format!("deb {}{mirror} {UML_RELEASE} main\n", signed_by());
     sys::write(&dir.join("apt.conf"), config, 0o644)?;
