@@ -1,6 +1,7 @@
 //! The programs of this machine that the lab uses, and how it gets them.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,7 +26,15 @@ pub const IMAGE: &[Need] =
     &[("mmdebstrap", "mmdebstrap"), ("patchelf", "patchelf"), ("dpkg-deb", "dpkg")];
 
 /// For building the programs that go into the nodes.
-pub const BUILD: &[Need] = &[("protoc", "protobuf-compiler"), ("cc", "gcc"), ("strip", "binutils")];
+///
+/// The coordinator's client compiles its schema, which includes the compiler's own; Debian keeps those in a package
+/// of their own.
+pub const BUILD: &[Need] = &[
+    ("protoc", "protobuf-compiler"),
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev"),
+    ("cc", "gcc"),
+    ("strip", "binutils"),
+];
 
 /// For the engine `qemu`.
 pub const QEMU: &[Need] = &[("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils")];
@@ -63,7 +72,12 @@ pub fn ensure(needs: &[&[Need]]) -> Result<(), LabError> {
 
 fn missing(needs: &[&[Need]]) -> Vec<&'static str> {
     let all = needs.iter().flat_map(|n| n.iter());
-    all.filter(|(program, _)| sys::find(program).is_none()).map(|(_, package)| *package).collect()
+    all.filter(|(what, _)| !is_there(what)).map(|(_, package)| *package).collect()
+}
+
+/// A program of this name, or a file at this path.
+fn is_there(what: &str) -> bool {
+    if what.starts_with('/') { Path::new(what).exists() } else { sys::find(what).is_some() }
 }
 
 fn can_install() -> bool {
