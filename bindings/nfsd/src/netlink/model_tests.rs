@@ -1,3 +1,5 @@
+//! Tests of the netlink family's messages: round trips, and bytes that mean nothing.
+
 use super::*;
 use proptest::collection::vec;
 use proptest::option;

@@ -1,3 +1,5 @@
+//! Tests of the client against a real nasd-io server on a socket of the test's own.
+
 use super::*;
 use crate::io::server::{Identity, Shared, serve};
 

@@ -1,4 +1,4 @@
-//! Memory aligned for `O_DIRECT`, without unsafe code: a larger vector and an aligned window into it.
+//! Memory aligned for `O_DIRECT`, in safe code: a larger vector and an aligned window into it.
 
 /// Alignment of every buffer, bytes. open(2): direct I/O needs at most the logical block size; 4096 covers all disks.
 pub const ALIGN: usize = 4096;

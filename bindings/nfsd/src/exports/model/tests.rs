@@ -1,3 +1,5 @@
+//! Tests of the export table: who may use what, and what the kernel is told.
+
 use super::*;
 use proptest::prelude::*;
 

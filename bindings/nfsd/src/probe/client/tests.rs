@@ -1,3 +1,5 @@
+//! Tests of the probe against a scripted server.
+
 use std::net::TcpListener;
 use std::thread;
 
