@@ -137,18 +137,24 @@ fn free_port() -> u16 {
 
 /// A cluster of three on this machine; `None`, with a word, where etcd is not installed.
 fn cluster(dir: &Path) -> Option<(Vec<Member>, Vec<String>)> {
+    cluster_with(dir, ["127.0.0.1"; 3], &[])
+}
+
+/// The same, each member's clients at an address of its own, with more arguments.
+fn cluster_with(dir: &Path, at: [&str; 3], more: &[&str]) -> Option<(Vec<Member>, Vec<String>)> {
     let ports: Vec<(u16, u16)> = (0..3).map(|_| (free_port(), free_port())).collect();
     let peer = |i: usize| format!("http://127.0.0.1:{}", ports[i].1);
+    let client = |i: usize| format!("http://{}:{}", at[i], ports[i].0);
     let initial = (0..3).map(|i| format!("m{i}={}", peer(i))).collect::<Vec<_>>().join(",");
     let mut members = Vec::new();
-    for (i, (client, _)) in ports.iter().enumerate() {
-        let client = format!("http://127.0.0.1:{client}");
+    for i in 0..3 {
         let child = Command::new("etcd")
             .args(["--name", &format!("m{i}"), "--data-dir"])
             .arg(dir.join(format!("m{i}")))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-client-urls", &client(i), "--advertise-client-urls", &client(i)])
             .args(["--listen-peer-urls", &peer(i), "--initial-advertise-peer-urls", &peer(i)])
             .args(["--initial-cluster", &initial])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -161,7 +167,7 @@ fn cluster(dir: &Path) -> Option<(Vec<Member>, Vec<String>)> {
             }
         }
     }
-    Some((members, ports.iter().map(|p| format!("http://127.0.0.1:{}", p.0)).collect()))
+    Some((members, (0..3).map(client).collect()))
 }
 
 async fn ready(endpoints: &[String]) -> Etcd {
@@ -248,4 +254,146 @@ async fn one_silent_member_of_three_costs_no_deadline() {
         assert_eq!(failed, 0, "reads fail while a majority is up");
         assert!(slowest < DEADLINE / 2, "a silent member costs {slowest:?}");
     }
+}
+
+/// `seek` on a cluster: the other node's nasd answers its own name only, while it runs, and quickly;
+/// what it answered earlier is no answer once it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s12_a_node_is_found_only_while_it_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((members, endpoints)) = cluster(dir.path()) else { return };
+    let asker = ready(&endpoints).await;
+    let limit = Duration::from_millis(1500);
+    let began = Instant::now();
+    assert!(!asker.seek("b", limit).await.unwrap(), "nobody answers for b");
+    println!("nobody there: {:?}", began.elapsed());
+    assert!(began.elapsed() < limit / 2, "{:?} on a healthy cluster", began.elapsed());
+
+    let other = node_elsewhere("b", &endpoints);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..3 {
+        let began = Instant::now();
+        assert!(asker.seek("b", limit).await.unwrap(), "b answers");
+        println!("found after {:?}", began.elapsed());
+        assert!(!asker.seek("a", limit).await.unwrap(), "b does not answer for a");
+    }
+    // Searches of several services at once are one search.
+    let (one, two) = tokio::join!(asker.seek("b", limit), asker.seek("b", limit));
+    assert!(one.unwrap() && two.unwrap());
+
+    other.shutdown_background();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!asker.seek("b", limit).await.unwrap(), "an old answer is none");
+
+    members[..2].iter().for_each(|m| m.signal(Signal::SIGSTOP));
+    let began = Instant::now();
+    assert!(asker.seek("b", limit).await.is_err(), "no majority, no evidence");
+    assert!(began.elapsed() < limit + Duration::from_millis(300), "{:?}", began.elapsed());
+    members[..2].iter().for_each(|m| m.signal(Signal::SIGCONT));
+}
+
+/// Another node's nasd, as far as the coordinator sees it; it dies with the runtime.
+fn node_elsewhere(name: &str, endpoints: &[String]) -> tokio::runtime::Runtime {
+    let builder =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = builder.unwrap();
+    let (name, endpoints) = (name.to_owned(), endpoints.to_vec());
+    runtime.spawn(async move {
+        let store = Etcd::new("test", &endpoints, None, DEADLINE).await.unwrap();
+        // No member is on a NAS node here: the leader stays where it is.
+        let here = "192.0.2.1".parse().unwrap();
+        store.attend(&name, here, &[here]);
+        std::future::pending::<()>().await;
+    });
+    runtime
+}
+
+/// Which cluster a node belongs to is kept: another one is a no, also for a nasd that starts anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s12_another_cluster_is_a_no_also_after_a_restart() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some((_first, endpoints)) = cluster(one.path()) else { return };
+    let memory = one.path().join("etcd-cluster");
+    let store = ready(&endpoints).await.remembering(memory.clone()).unwrap();
+    let revision = created(&store, "vms").await;
+    let kept = Instant::now() + Duration::from_secs(5);
+    while !memory.exists() {
+        assert!(Instant::now() < kept, "the identity is kept");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let again = ready(&endpoints).await.remembering(memory.clone()).unwrap();
+    assert_eq!(again.read("vms").await.unwrap().unwrap().revision, revision);
+
+    let Some((_second, others)) = cluster(two.path()) else { return };
+    let foreign = ready(&others).await.remembering(memory.clone()).unwrap();
+    let read = foreign.read("vms").await;
+    assert!(
+        matches!(&read, Err(CoordinatorError::Refused { reason }) if reason.contains("cluster")),
+        "an empty foreign store is not an empty store: {read:?}"
+    );
+    let written = foreign.create("vms", &first()).await;
+    assert!(written.is_err(), "nothing is true that another cluster confirms: {written:?}");
+    assert!(foreign.seek("b", Duration::from_secs(1)).await.is_err(), "no evidence either");
+}
+
+/// The leader leaves the node on which nasd runs for a member that is on no NAS node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_does_not_stay_on_a_nas_node() {
+    let dir = tempfile::tempdir().unwrap();
+    // Two members count as the NAS nodes' by their address; all three run here.
+    let Some((_members, endpoints)) =
+        cluster_with(dir.path(), ["127.0.0.1", "127.0.0.2", "127.0.0.3"], &[])
+    else {
+        return;
+    };
+    ready(&endpoints).await;
+    let ip = |i: u8| std::net::IpAddr::from([127, 0, 0, i]);
+    let nas = [ip(1), ip(2)];
+    let one = Etcd::new("test", &endpoints, None, DEADLINE).await.unwrap();
+    let two = Etcd::new("test", &endpoints, None, DEADLINE).await.unwrap();
+    one.attend("a", ip(1), &nas);
+    two.attend("b", ip(2), &nas);
+    let until = Instant::now() + Duration::from_secs(20);
+    while leader(&endpoints).await != Some(2) {
+        assert!(Instant::now() < until, "the leader is not on the third member");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(one.reach(), Some(true));
+}
+
+/// Index of the endpoint whose member leads.
+async fn leader(endpoints: &[String]) -> Option<usize> {
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        let client = etcd_client::Client::connect([endpoint], None).await.ok()?;
+        let status = client.maintenance_client().status().await.ok()?;
+        if status.header()?.member_id() == status.leader() {
+            return Some(i);
+        }
+    }
+    None
+}
+
+/// A full database: reads go on, writes are refused for what they are, and the reach is a no.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_database_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = ["--quota-backend-bytes", "4000000"];
+    let Some((_members, endpoints)) = cluster_with(dir.path(), ["127.0.0.1"; 3], &small) else {
+        return;
+    };
+    let store = ready(&endpoints).await;
+    let revision = created(&store, "vms").await;
+    let mut client = etcd_client::Client::connect(&endpoints, None).await.unwrap();
+    for i in 0..20 {
+        if client.put(format!("/fill/{i}"), vec![b'x'; 1_000_000], None).await.is_err() {
+            break;
+        }
+    }
+    let next = first().start(&node("a")).unwrap();
+    let written = store.compare_and_set("vms", revision, &next).await;
+    let Err(error @ CoordinatorError::NoSpace { .. }) = written else { panic!("{written:?}") };
+    assert!(error.to_string().contains("alarm disarm"), "{error}");
+    assert_eq!(store.read("vms").await.unwrap().unwrap().revision, revision, "reads go on");
+    assert_eq!(store.reach(), Some(false), "no failover is possible");
+    assert!(store.alarm().is_some());
 }

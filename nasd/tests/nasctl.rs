@@ -12,8 +12,9 @@ use nasd_proto::control_server::{Control, ControlServer};
 use nasd_proto::move_event::Kind;
 use nasd_proto::outcome::Result as Wire;
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, ClientStall, Finding, MoveEvent, NodeUnreachable, Outcome,
-    Preflight, StatusReply, StatusRequest, Step, SwitchoverRequest,
+    AbortMoveReply, AbortMoveRequest, ClientStall, Finding, HistoryReply, HistoryRequest,
+    HoldReply, HoldRequest, MoveEvent, NodeUnreachable, Outcome, Preflight, RecoverReply,
+    RecoverRequest, StatusReply, StatusRequest, Step, SwitchoverRequest, TakeoverRequest,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,6 +37,28 @@ struct Fake {
     hang: bool,
     aborted: bool,
     asked: Arc<Mutex<Vec<SwitchoverRequest>>>,
+    /// Every other request, as its debug text.
+    heard: Arc<Mutex<Vec<String>>>,
+    history: Vec<String>,
+    /// The sentence that confirms a recovery; empty: not possible now.
+    sentence: String,
+}
+
+impl Fake {
+    fn hear(&self, request: &impl std::fmt::Debug) {
+        self.heard.lock().unwrap().push(format!("{request:?}"));
+    }
+
+    fn play(&self) -> Result<Response<Events>, Status> {
+        if let Some(status) = &self.refuse {
+            return Err(status.clone());
+        }
+        let script = tokio_stream::iter(self.script.clone());
+        if self.hang {
+            return Ok(Response::new(Box::pin(script.chain(tokio_stream::pending()))));
+        }
+        Ok(Response::new(Box::pin(script)))
+    }
 }
 
 #[tonic::async_trait]
@@ -56,14 +79,57 @@ impl Control for Fake {
         request: Request<SwitchoverRequest>,
     ) -> Result<Response<Events>, Status> {
         self.asked.lock().unwrap().push(request.into_inner());
+        self.play()
+    }
+
+    type TakeoverStream = Events;
+
+    async fn takeover(
+        &self,
+        request: Request<TakeoverRequest>,
+    ) -> Result<Response<Events>, Status> {
+        self.hear(&request.into_inner());
+        self.play()
+    }
+
+    async fn hold(&self, request: Request<HoldRequest>) -> Result<Response<HoldReply>, Status> {
+        let request = request.into_inner();
+        self.hear(&request);
         if let Some(status) = &self.refuse {
             return Err(status.clone());
         }
-        let script = tokio_stream::iter(self.script.clone());
-        if self.hang {
-            return Ok(Response::new(Box::pin(script.chain(tokio_stream::pending()))));
+        let message = "vms is held\nhome: no record".to_owned();
+        Ok(Response::new(HoldReply { done: request.service == "vms", message }))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryReply>, Status> {
+        self.hear(&request.into_inner());
+        let (entry_json, unreachable) = (self.history.clone(), self.unreachable.clone());
+        Ok(Response::new(HistoryReply { entry_json, unreachable }))
+    }
+
+    async fn recover(
+        &self,
+        request: Request<RecoverRequest>,
+    ) -> Result<Response<RecoverReply>, Status> {
+        let request = request.into_inner();
+        self.hear(&request);
+        if request.explain {
+            return Ok(Response::new(RecoverReply {
+                done: false,
+                message: "what may be lost\n  everything\n".into(),
+                confirmation: self.sentence.clone(),
+                details_json: r#"{"service":"vms"}"#.into(),
+            }));
         }
-        Ok(Response::new(Box::pin(script)))
+        if let Some(status) = &self.refuse {
+            return Err(status.clone());
+        }
+        let message = "nasd opens vms here".into();
+        Ok(Response::new(RecoverReply { done: true, message, ..RecoverReply::default() }))
     }
 
     async fn abort_move(
@@ -79,6 +145,7 @@ impl Control for Fake {
 struct Server {
     dir: TempDir,
     asked: Arc<Mutex<Vec<SwitchoverRequest>>>,
+    heard: Arc<Mutex<Vec<String>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -90,7 +157,7 @@ impl Server {
             .enable_all()
             .build()
             .unwrap();
-        let asked = fake.asked.clone();
+        let (asked, heard) = (fake.asked.clone(), fake.heard.clone());
         let listener = {
             let _inside = runtime.enter();
             tokio::net::UnixListener::bind(dir.path().join("s")).unwrap()
@@ -99,11 +166,15 @@ impl Server {
             .add_service(ControlServer::new(fake))
             .serve_with_incoming(UnixListenerStream::new(listener));
         runtime.spawn(serve);
-        Self { dir, asked, _runtime: runtime }
+        Self { dir, asked, heard, _runtime: runtime }
     }
 
     fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
+    }
+
+    fn heard(&self) -> Vec<String> {
+        self.heard.lock().unwrap().clone()
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -357,6 +428,9 @@ fn status_shows_nodes_and_who_does_not_answer() {
 vms  served by nas1
   NODE  STAGE    ROLE  CONNECTION  DISKS  GATE  GRACE  NFSD  CLIENTS
   nas1  serving  -     -           -      open  -      -     0
+  would failover work now?  no
+      nas2 does not answer
+      nas1: this node does not tell whether it could take over
 
 ! nas2 does not answer: timed out
     on nas2: systemctl status nasd
@@ -390,4 +464,146 @@ fn help_documents_exit_codes_and_examples() {
     for part in ["EXIT CODES", "EXAMPLES", "3  rolled back", "Ctrl-C", "one object per line"] {
         assert!(help.contains(part), "{part} is missing:\n{help}");
     }
+}
+
+#[test]
+fn a_takeover_is_told_like_a_move() {
+    let server = scripted(vec![step(true), outcome(Wire::Moved)]);
+    let output = server.run(&["takeover", "vms", "--reason", "nas1 hangs"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(out(&output).contains("taken over: nas2 serves vms, epoch 12"), "{}", out(&output));
+    let heard = server.heard().join("\n");
+    assert!(heard.contains(r#"service: "vms""#) && heard.contains(r#"reason: "nas1 hangs""#));
+    assert!(!heard.contains(r#"by: """#), "the operator is named: {heard}");
+    let lines = json_lines(&server.run(&["takeover", "vms", "--json"]));
+    assert_eq!(lines.len(), 2);
+    assert_eq!((&lines[1]["result"], &lines[1]["exit_code"]), (&json!("moved"), &json!(0)));
+}
+
+#[test]
+fn s12_a_takeovers_exit_codes_are_those_of_a_move() {
+    for (result, code) in
+        [(Wire::Refused, 1), (Wire::RolledBack, 3), (Wire::Failed, 4), (Wire::Unknown, 5)]
+    {
+        let output = scripted(vec![outcome(result)]).run(&["takeover", "vms"]);
+        assert_eq!(output.status.code(), Some(code), "{result:?}");
+    }
+    let output = scripted(vec![step(false)]).run(&["takeover", "vms"]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(err(&output).contains("the takeover may go on in nasd"), "{}", err(&output));
+    let refuse = Some(Status::failed_precondition("nas2 is not current"));
+    let output = Server::start(Fake { refuse, ..Fake::default() }).run(&["takeover", "vms"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_hold_says_what_became_of_each_service() {
+    let server = Server::start(Fake::default());
+    let output = server.run(&["hold", "vms", "--reason", "new disks"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(out(&output), "vms is held\nhome: no record\n");
+    let output = server.run(&["unhold", "--all"]);
+    assert_eq!(output.status.code(), Some(1), "one was not released");
+    assert!(err(&output).starts_with("nasctl: vms is held\nhome: no record"), "{}", err(&output));
+    let heard = server.heard();
+    assert!(heard[0].contains("hold: true") && heard[0].contains(": new disks"), "{heard:?}");
+    assert!(heard[1].contains("hold: false") && heard[1].contains(r#"service: """#), "{heard:?}");
+    let line = &json_lines(&server.run(&["hold", "vms", "--json"]))[0];
+    assert_eq!((&line["result"], &line["exit_code"]), (&json!("done"), &json!(0)));
+    assert_eq!(server.run(&["hold"]).status.code(), Some(2));
+}
+
+#[test]
+fn history_shows_both_nodes_and_who_is_missing() {
+    let event = r#"{"node":"nas1","service":"vms","unix_ms":1700000000123,"who":"nas1","what":"takeover","epoch":13,"result":"done"}"#;
+    let unreachable = vec![NodeUnreachable { node: "nas2".into(), reason: "timed out".into() }];
+    let fake = Fake { history: vec![event.into()], unreachable, ..Fake::default() };
+    let server = Server::start(fake);
+    let output = server.run(&["history", "vms", "--limit", "5"]);
+    let expected = "\
+TIME (UTC)               NODE  SERVICE  WHAT      RESULT  EPOCH  WHO   DETAIL
+2023-11-14 22:13:20.123  nas1  vms      takeover  done    13     nas1
+! the events of nas2 are missing: timed out
+";
+    assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)));
+    assert!(server.heard()[0].contains("limit: 5"));
+    let lines = json_lines(&server.run(&["history", "--json"]));
+    assert_eq!(lines[0]["what"], json!("takeover"));
+    assert_eq!(lines[1], json!({"node": "nas2", "unreachable": "timed out"}));
+}
+
+const SENTENCE: &str = "open vms on nas2 and lose what only nas1 has";
+
+fn recoverable() -> Server {
+    Server::start(Fake { sentence: SENTENCE.into(), ..Fake::default() })
+}
+
+#[test]
+fn s3_nothing_is_done_without_the_exact_sentence() {
+    let server = recoverable();
+    for wrong in
+        ["", "yes", "open vms on nas1 and lose what only nas1 has", &format!("{SENTENCE} ")]
+    {
+        let output = server.run(&["recover", "vms", "--confirm", wrong]);
+        assert_eq!(output.status.code(), Some(1), "{wrong:?}");
+        assert!(err(&output).contains("nothing was changed"), "{}", err(&output));
+    }
+    let output = server.run(&["recover", "vms"]);
+    assert_eq!(output.status.code(), Some(1), "no terminal, no --confirm");
+    assert!(out(&output).contains("what may be lost\n  everything\n"), "{}", out(&output));
+    assert!(out(&output).contains(SENTENCE) && err(&output).contains("--confirm"));
+    let heard = server.heard();
+    assert!(heard.iter().all(|r| r.contains("explain: true")), "{heard:?}");
+}
+
+#[test]
+fn s3_the_sentence_is_passed_on_and_the_end_is_told() {
+    let server = recoverable();
+    let output = server.run(&["recover", "vms", "--confirm", SENTENCE]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(out(&output).ends_with("done: nasd opens vms here\n"), "{}", out(&output));
+    let heard = server.heard();
+    assert!(heard[1].contains("explain: false") && heard[1].contains(SENTENCE), "{heard:?}");
+    let lines = json_lines(&server.run(&["recover", "vms", "--confirm", SENTENCE, "--json"]));
+    assert_eq!(lines[0]["facts"], json!({"service": "vms"}));
+    assert_eq!(lines[0]["confirmation"], json!(SENTENCE));
+    assert_eq!((&lines[1]["result"], &lines[1]["exit_code"]), (&json!("done"), &json!(0)));
+}
+
+#[test]
+fn a_recovery_that_broke_off_is_not_a_refusal() {
+    for (status, code, name) in [
+        (Status::aborted("the disk was not taken"), 4, "failed"),
+        (Status::unknown("no answer"), 5, "unknown"),
+        (Status::invalid_argument("?"), 1, "refused"),
+    ] {
+        let (sentence, refuse) = (SENTENCE.to_owned(), Some(status));
+        let server = Server::start(Fake { sentence, refuse, ..Fake::default() });
+        let output = server.run(&["recover", "vms", "--confirm", SENTENCE, "--json"]);
+        assert_eq!(output.status.code(), Some(code));
+        assert_eq!(json_lines(&output)[1]["result"], json!(name));
+    }
+}
+
+#[test]
+fn what_is_not_possible_now_is_explained() {
+    let server = Server::start(Fake::default());
+    let output = server.run(&["emergency-start", "vms", "--confirm", ""]);
+    assert_eq!(output.status.code(), Some(1), "an empty sentence confirms nothing");
+    assert!(out(&output).contains("what may be lost"));
+    assert_eq!(server.heard().len(), 1);
+    assert!(server.heard()[0].contains("EmergencyStart"), "{:?}", server.heard());
+}
+
+#[test]
+fn s3_split_brain_only_explains_unless_asked() {
+    let server = recoverable();
+    let output = server.run(&["split-brain", "vms", "--confirm", SENTENCE]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("--discard-mine"), "{}", err(&output));
+    let output = server.run(&["split-brain", "vms", "--discard-mine", "--confirm", SENTENCE]);
+    assert_eq!(output.status.code(), Some(0));
+    let heard = server.heard();
+    assert_eq!(heard.len(), 3);
+    assert!(heard[2].contains("DiscardMine") && heard[2].contains("explain: false"), "{heard:?}");
 }

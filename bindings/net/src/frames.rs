@@ -18,15 +18,15 @@ pub const ARP_FRAME: usize = 42;
 /// Ethernet, IPv6, ICMPv6 advertisement with one option (RFC 4861 section 4.4).
 pub const NA_FRAME: usize = 86;
 
-const BROADCAST: [u8; 6] = [0xff; 6];
-const ETH_ARP: [u8; 2] = [0x08, 0x06];
-const ETH_IPV6: [u8; 2] = [0x86, 0xdd];
+pub(crate) const BROADCAST: [u8; 6] = [0xff; 6];
+pub(crate) const ETH_ARP: [u8; 2] = [0x08, 0x06];
+pub(crate) const ETH_IPV6: [u8; 2] = [0x86, 0xdd];
 /// Ethernet, IPv4, lengths 6 and 4.
-const ARP_HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];
+pub(crate) const ARP_HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// The Ethernet address of [`ALL_NODES`] (RFC 2464 section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-const ICMPV6: u8 = 58;
+pub(crate) const ICMPV6: u8 = 58;
 
 /// The ARP announcement: a request in which sender and target are the address (RFC 5227
 /// section 2.3).
@@ -70,7 +70,7 @@ pub fn unsolicited_na(mac: MacAddr, ip: Ipv6Addr) -> [u8; NA_FRAME] {
 }
 
 /// Puts parts one behind the other; what does not fit is cut.
-fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+pub(crate) fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut out = [0; N];
     for (to, from) in out.iter_mut().zip(parts.iter().flat_map(|part| part.iter())) {
         *to = *from;
@@ -134,7 +134,7 @@ impl Announcer {
     }
 }
 
-fn refused(namespace: String, action: &'static str, object: String, source: io::Error) -> NetError {
+pub(crate) fn refused(namespace: String, action: &'static str, object: String, source: io::Error) -> NetError {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             NetError::NotPermitted { namespace, action, needs: "CAP_NET_RAW" }

@@ -12,6 +12,7 @@
 //! | [`addr`] | the floating address with a kernel lifetime | S4 (second belt) |
 //! | [`gate`] | the right to serve, enforced in the packet path | S4, S5 |
 //! | [`frames`] | gratuitous ARP, unsolicited neighbour advertisement | S5 |
+//! | [`neighbours`] | do the neighbours on the wire still answer? | S12 |
 //! | [`tickle`] | the bare ACK that makes a client's dead connection reset | |
 //! | [`sockets`] | which clients are connected | |
 //! | [`monotonic`] | the clock that the gate is compared with | S4 |
@@ -35,6 +36,7 @@ pub mod frames;
 pub mod gate;
 pub mod link;
 pub mod monotonic;
+pub mod neighbours;
 pub mod netns;
 pub mod route;
 pub mod sockets;

@@ -1,5 +1,5 @@
 //! Owns the listing of TCP connections to a local port, by `sock_diag` (sock_diag(7)): who must be
-//! tickled after a move.
+//! tickled after a move, and whose replies still arrive.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
-use crate::netlink::{self, Failure, Netlink, Place, read_u16};
+use crate::netlink::{self, Failure, Netlink, Place, find, read_u16};
 use crate::tickle::canonical;
 use crate::{NetError, NetnsWorker, Result};
 
@@ -19,6 +19,13 @@ const ESTABLISHED: u32 = 1 << 1;
 const CONNECTED: u32 = 0xfff & !(1 << 10);
 /// Offset of `struct inet_diag_sockid` in `struct inet_diag_msg`.
 const ID: usize = 4;
+/// Length of `struct inet_diag_msg`; attributes follow.
+const HEAD: usize = 72;
+/// The attribute with `struct tcp_info`, and the bit that asks for it.
+const INET_DIAG_INFO: u16 = 2;
+const WITH_INFO: u8 = 1 << (INET_DIAG_INFO - 1);
+/// Offset of `tcpi_bytes_acked` in `struct tcp_info` (Linux 4.1 and later).
+const BYTES_ACKED: usize = 120;
 
 /// One TCP connection, seen from the service. Mapped IPv4 addresses are written as IPv4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,7 +46,7 @@ pub fn established(worker: &NetnsWorker, port: u16, limit: Duration) -> Result<V
     let namespace = worker.netns().name().to_owned();
     let action = "list connections of port";
     worker.call(action, limit, move |until| {
-        let found = dump(port, ESTABLISHED, until).map_err(|failure| {
+        let found = dump(port, ESTABLISHED, 0, until).map_err(|failure| {
             let object = port.to_string();
             failure.at(&Place { namespace: &namespace, action, object: &object, limit })
         })?;
@@ -47,6 +54,36 @@ pub fn established(worker: &NetnsWorker, port: u16, limit: Duration) -> Result<V
         all.sort_unstable();
         all.dedup();
         Ok(all)
+    })
+}
+
+/// A connection with how much of what the service sent has been acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Which.
+    pub connection: Connection,
+    /// Bytes that the client's kernel has acknowledged since it connected: the proof that a reply
+    /// was sent *and* arrived. None where the kernel does not count.
+    pub acknowledged: Option<u64>,
+}
+
+/// As [`established`], with the bytes acknowledged on each connection.
+///
+/// # Errors
+/// As [`established`].
+pub fn traffic(worker: &NetnsWorker, port: u16, limit: Duration) -> Result<Vec<Traffic>> {
+    let namespace = worker.netns().name().to_owned();
+    let action = "list traffic of port";
+    worker.call(action, limit, move |until| {
+        let found = dump(port, ESTABLISHED, WITH_INFO, until).map_err(|failure| {
+            let object = port.to_string();
+            failure.at(&Place { namespace: &namespace, action, object: &object, limit })
+        })?;
+        let of = |entry: Entry| Traffic {
+            connection: entry.connection,
+            acknowledged: entry.acknowledged,
+        };
+        Ok(found.into_iter().map(of).collect())
     })
 }
 
@@ -82,13 +119,19 @@ struct Entry {
     connection: Connection,
     family: u8,
     id: [u8; 48],
+    acknowledged: Option<u64>,
 }
 
-fn dump(port: u16, states: u32, until: Instant) -> std::result::Result<Vec<Entry>, Failure> {
+fn dump(
+    port: u16,
+    states: u32,
+    extensions: u8,
+    until: Instant,
+) -> std::result::Result<Vec<Entry>, Failure> {
     let mut netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(Failure::Kernel)?;
     let mut all = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let body = request(family as u8, states, &any_peer(port));
+        let body = request(family as u8, states, extensions, &any_peer(port));
         for message in netlink.request(SOCK_DIAG_BY_FAMILY, netlink::DUMP, &body, until)? {
             all.push(parse(&message.body).ok_or(Failure::Garbled("inet_diag_msg"))?);
         }
@@ -101,18 +144,18 @@ fn dump(port: u16, states: u32, until: Instant) -> std::result::Result<Vec<Entry
 /// connection is gone (`inet_lookup`), and shut the whole server.
 fn abort(wanted: Connection, until: Instant) -> std::result::Result<(), Failure> {
     let wanted = Connection { local: canonical(wanted.local), peer: canonical(wanted.peer) };
-    let entry = dump(wanted.local.port(), CONNECTED, until)?
+    let entry = dump(wanted.local.port(), CONNECTED, 0, until)?
         .into_iter()
         .find(|entry| entry.connection == wanted)
         .ok_or_else(|| Failure::Kernel(io::Error::from_raw_os_error(libc::ENOENT)))?;
-    let body = request(entry.family, CONNECTED, &entry.id);
+    let body = request(entry.family, CONNECTED, 0, &entry.id);
     let mut netlink = Netlink::open(NETLINK_SOCK_DIAG).map_err(Failure::Kernel)?;
     netlink.request(SOCK_DESTROY, 0, &body, until).map(drop)
 }
 
 /// `struct inet_diag_req_v2`.
-fn request(family: u8, states: u32, id: &[u8; 48]) -> Vec<u8> {
-    let mut out = vec![family, TCP, 0, 0];
+fn request(family: u8, states: u32, extensions: u8, id: &[u8; 48]) -> Vec<u8> {
+    let mut out = vec![family, TCP, extensions, 0];
     out.extend_from_slice(&states.to_ne_bytes());
     out.extend_from_slice(id);
     out
@@ -139,7 +182,13 @@ fn parse(body: &[u8]) -> Option<Entry> {
         Some(canonical(SocketAddr::new(ip, port)))
     };
     let connection = Connection { local: end(0, 4)?, peer: end(2, 20)? };
-    Some(Entry { connection, family, id })
+    Some(Entry { connection, family, id, acknowledged: acknowledged(body) })
+}
+
+/// From the attribute behind the message, when it was asked for and is long enough.
+fn acknowledged(body: &[u8]) -> Option<u64> {
+    let info = find(body.get(HEAD..)?, INET_DIAG_INFO)?;
+    Some(u64::from_ne_bytes(*info.get(BYTES_ACKED..)?.first_chunk()?))
 }
 
 #[cfg(test)]
@@ -167,6 +216,17 @@ mod tests {
             let back = parse(&body).unwrap().connection;
             prop_assert_eq!((back.local.ip(), back.local.port()), (local.ip().to_canonical(), local.port()));
             prop_assert_eq!((back.peer.ip(), back.peer.port()), (peer.ip().to_canonical(), peer.port()));
+        }
+
+        #[test]
+        fn acknowledged_bytes_are_read_where_the_kernel_tells_them(bytes in any::<u64>()) {
+            let mut body = vec![0; HEAD];
+            body[0] = libc::AF_INET as u8;
+            prop_assert_eq!(parse(&body).unwrap().acknowledged, None);
+            let mut info = [0; BYTES_ACKED + 24];
+            info[BYTES_ACKED..BYTES_ACKED + 8].copy_from_slice(&bytes.to_ne_bytes());
+            netlink::put(&mut body, INET_DIAG_INFO, &info);
+            prop_assert_eq!(parse(&body).unwrap().acknowledged, Some(bytes));
         }
 
         #[test]

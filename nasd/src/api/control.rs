@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use nasd_proto::control_server::Control;
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, MoveEvent, NodeUnreachable, Outcome, StatusReply,
-    StatusRequest, SwitchoverRequest, move_event::Kind, outcome,
+    AbortMoveReply, AbortMoveRequest, HistoryReply, HistoryRequest, HoldReply, HoldRequest,
+    MoveEvent, NodeUnreachable, Outcome, RecoverReply, RecoverRequest, StatusReply, StatusRequest,
+    SwitchoverRequest, TakeoverRequest, move_event::Kind, outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,7 +45,7 @@ pub struct ControlService {
 }
 
 impl Services {
-    fn entry(&self, service: &str) -> Result<&Entry, Status> {
+    pub(super) fn entry(&self, service: &str) -> Result<&Entry, Status> {
         self.by_name.get(service).ok_or_else(|| {
             let known: Vec<_> = self.by_name.keys().map(String::as_str).collect();
             Status::not_found(format!("no service {service}; configured are {}", known.join(", ")))
@@ -57,8 +58,9 @@ impl Services {
         for entry in self.by_name.values() {
             let (tx, rx) = tokio::sync::oneshot::channel();
             if entry.handle.send(Command::Status(tx)).await.is_ok()
-                && let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(4), rx).await
+                && let Ok(Ok(mut status)) = tokio::time::timeout(Duration::from_secs(4), rx).await
             {
+                status.hold = status.record.as_ref().and_then(|r| r.hold.clone());
                 services.push(status);
             }
         }
@@ -191,6 +193,34 @@ impl Control for ControlService {
             return Ok(Response::new(here));
         }
         Ok(Response::new(self.services.link.abort_move(request).await?))
+    }
+
+    type TakeoverStream = ReceiverStream<Result<MoveEvent, Status>>;
+
+    async fn takeover(
+        &self,
+        request: Request<TakeoverRequest>,
+    ) -> Result<Response<Self::TakeoverStream>, Status> {
+        let events = self.services.take_over(&request.into_inner()).await?;
+        Ok(Response::new(ok_stream(events)))
+    }
+
+    async fn hold(&self, request: Request<HoldRequest>) -> Result<Response<HoldReply>, Status> {
+        self.services.hold(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryReply>, Status> {
+        self.services.history(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn recover(
+        &self,
+        request: Request<RecoverRequest>,
+    ) -> Result<Response<RecoverReply>, Status> {
+        self.services.recover(&request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -1,4 +1,6 @@
 //! What nasd tells the outside: the status document and the operator's gRPC server.
 
 pub mod control;
+mod operator;
+mod recover;
 pub mod status;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::record::Record;
+use crate::core::record::{DataUuid, Record};
 
 /// One node's view, as it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ pub struct ServiceStatus {
     /// The service's name.
     pub service: String,
     /// This node's stage: `standby`, `opening`, `serving`, `preparing`, `cutting`, `handed-over`,
-    /// `returning`, `closing`, `waiting`.
+    /// `returning`, `closing`, `taking-over`, `waiting`.
     pub stage: String,
     /// Why the service is not where it should be, in words for the operator; absent when all is well.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +87,28 @@ pub struct ServiceStatus {
     /// How the last move of this service ended, if this node took part in one since nasd's start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_move: Option<LastMove>,
+    /// Why this node could not take the service over now, were its owner to die (or could not be
+    /// replaced, were it the owner); empty: failover would work.
+    #[serde(default = "failover_unknown")]
+    pub failover: Vec<String>,
+    /// Who holds the service, and why: no automatic move or takeover until it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<String>,
+    /// Why this node is not fit to serve; absent: it is, as far as it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<String>,
+    /// DRBD's current generation of each volume on this node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data_uuid: BTreeMap<u16, DataUuid>,
+    /// Former generations of each volume, newest first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub uuid_history: BTreeMap<u16, Vec<DataUuid>>,
+}
+
+/// What is told of failover before anything is known: no promise (S12).
+#[must_use]
+pub fn failover_unknown() -> Vec<String> {
+    vec!["this node does not tell whether it could take over".to_owned()]
 }
 
 /// DRBD of one service in short.

@@ -19,8 +19,9 @@
 //! 5 ("unreachable, assumed dead") is never returned: on an `UpToDate` survivor the kernel takes it
 //! as permission.
 //!
-//! Called by `drbdadm` from `handlers { fence-peer … }` (`DRBD_RESOURCE` in the environment), or by
-//! the kernel itself (module parameter `usermode_helper`; arguments `fence-peer RESOURCE`). The
+//! Called by `drbdadm` from `handlers { fence-peer … }` (`DRBD_RESOURCE` in the environment, on 8.4 with
+//! `DRBD_MINOR` beside it), or by the kernel itself (module parameter `usermode_helper`; arguments
+//! `fence-peer RESOURCE`, for a device `minor-N` in its place; nasd knows which resource that is). The
 //! kernel then calls it for its other events as well. Those end in 0, as with `drbdadm` when no
 //! handler is configured: the kernel drops the connection if `before-resync-target` fails
 //! (`drbd_worker.c`), so they must not end in an error.
@@ -44,6 +45,9 @@ const SOCKET: &str = "/run/nasd/fence.sock";
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// How often an absent nasd is looked for. It restarts within 200 ms (`RestartSec=` of its unit).
 const POLL: Duration = Duration::from_millis(100);
+/// How long one answer is waited for before the question is asked anew, on a new connection: longer than
+/// nasd keeps a question (60 s), so that this ends only talks with a nasd that is stopped.
+const PATIENCE: Duration = Duration::from_secs(75);
 /// How often the log says that we still wait.
 const REMIND: Duration = Duration::from_secs(10);
 /// How long the end waits for the last log line: stderr may be a pipe that nobody reads.
@@ -91,7 +95,7 @@ fn main() {
         let _ = flushed_tx.send(());
     });
     let args: Vec<String> = env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    let code = match classify(&args, env::var("DRBD_RESOURCE").ok().as_deref()) {
+    let code = match classify(&args, resource_from_environment().as_deref()) {
         Call::FencePeer(resource) => ask_within(timeout(), started, resource, log.clone()),
         Call::Other(event) => {
             say(&log, format!("{event}: nothing to do"));
@@ -163,8 +167,8 @@ fn ask_until_answered(resource: &str, deadline: Instant, log: &Sender<String>) -
     }
 }
 
-/// One conversation. The read has no timeout of its own: nasd may well need minutes until its
-/// compare-and-set is confirmed, and the main thread watches the total.
+/// One conversation. Nothing that ends it counts as an answer: nasd may be stopped, restart in the
+/// middle, or not be there yet. The main thread watches the total.
 fn ask_once(socket: &PathBuf, resource: &str) -> Talk {
     match UnixStream::connect(socket).and_then(|stream| converse(stream, resource)) {
         Ok(line) => judge(&line),
@@ -173,6 +177,8 @@ fn ask_once(socket: &PathBuf, resource: &str) -> Talk {
 }
 
 fn converse(mut stream: UnixStream, resource: &str) -> io::Result<Vec<u8>> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     stream.write_all(format!("fence-peer {resource}\n").as_bytes())?;
     let mut line = Vec::with_capacity(ANSWER_MAX);
     let mut byte = [0_u8; 1];
@@ -224,12 +230,24 @@ fn classify(args: &[String], env_resource: Option<&str>) -> Call {
     resource_of(argument, env_resource)
 }
 
+/// `DRBD_RESOURCE`, else the first of `DRBD_MINOR` (a list where there are several volumes).
+fn resource_from_environment() -> Option<String> {
+    let set = |name| env::var(name).ok().filter(|value| !value.trim().is_empty());
+    set("DRBD_RESOURCE").or_else(|| minor_name(&set("DRBD_MINOR")?))
+}
+
+fn minor_name(minors: &str) -> Option<String> {
+    let first: u32 = minors.split_whitespace().next()?.parse().ok()?;
+    Some(format!("minor-{first}"))
+}
+
 /// The resource of a `fence-peer` call. `minor-N` is passed on as it is, unless a name is known too.
 fn resource_of(argument: Option<&str>, env: Option<&str>) -> Call {
     let name = match (argument, env) {
-        (Some(a), Some(e)) if a != e && !a.starts_with("minor-") => {
+        (Some(a), Some(e)) if a != e && !a.starts_with("minor-") && !e.starts_with("minor-") => {
             return Call::Wrong("the argument and DRBD_RESOURCE name different resources");
         }
+        (Some(name), Some(e)) if e.starts_with("minor-") => name,
         (_, Some(name)) | (Some(name), None) => name,
         (None, None) => {
             return Call::Wrong("no resource, neither as argument nor in DRBD_RESOURCE");
@@ -319,6 +337,17 @@ mod tests {
             "the name is better than the minor"
         );
         assert_eq!(call(&["fence-peer"], Some("r0")), fence("r0"));
+        assert_eq!(call(&[], Some("minor-3")), fence("minor-3"), "only DRBD_MINOR is set");
+        assert_eq!(call(&["r0"], Some("minor-3")), fence("r0"), "the name is better here too");
+    }
+
+    #[test]
+    fn a_list_of_minors_names_its_first() {
+        assert_eq!(minor_name("3"), Some("minor-3".to_owned()));
+        assert_eq!(minor_name("3 4"), Some("minor-3".to_owned()));
+        for bad in ["", "x", "-1", "3,4"] {
+            assert_eq!(minor_name(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

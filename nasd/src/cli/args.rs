@@ -45,6 +45,71 @@ EXAMPLES
              exit_code. Always the last line. result: moved, dry-run, refused, rolled-back, failed,
              unknown, unreachable, aborted or not-aborted.";
 
+const TAKEOVER_HELP: &str = "\
+Run it on the node that shall take the service. Nothing that was acknowledged is lost: only a node in
+the record's current set can take over. The owner is not asked; while it can still let go in good
+order, `nasctl switchover` has the shorter stall. nasd does this by itself when the owner is dead.
+
+EXIT CODES
+  0  taken over: this node serves
+  1  refused, nothing changed
+  2  usage
+  3  given up: the former owner serves
+  4  failed: nobody serves
+  5  nasd is unreachable, or the outcome is unknown
+
+EXAMPLES
+  nasctl takeover vms
+  nasctl takeover vms --reason 'nas1 answers, but its nfsd does not'
+
+--json prints the lines of `nasctl switchover --json`; the outcome of a takeover is \"moved\".";
+
+const HOLD_HELP: &str = "\
+While a service is held, nasd neither moves it nor takes it over, and refuses `nasctl takeover`; a
+`nasctl switchover` is done. The hold is kept in the service's record: it survives restarts and counts on both nodes.
+
+EXIT CODES
+  0  done
+  1  refused, or not confirmed yet for some service; the others are done
+  2  usage
+  5  nasd is unreachable, or the outcome is unknown
+
+EXAMPLES
+  nasctl hold vms --reason 'new disks in nas2'
+  nasctl unhold --all";
+
+const HISTORY_HELP: &str = "\
+Both nodes' events in the order of their clocks, oldest first. Each node keeps its own events on its
+own disk, between 3500 and 10,000 of each service. Unreadable lines are left out, and said to be.
+
+EXIT CODES
+  0  this node's events are shown
+  1  nasd knows no such service
+  2  usage
+  5  nasd is unreachable
+
+EXAMPLES
+  nasctl history vms --limit 50
+  nasctl history --json | jq 'select(.what == \"takeover\")'
+
+--json prints one object per line: node, service, unix_ms, who, what, epoch, result, detail; and for a
+node that did not answer {\"node\", \"unreachable\"}.";
+
+const CONFIRMED_HELP: &str = "\
+Says first what is true now and what may be lost, then asks for a sentence that names the service and
+this node. Nothing is done without exactly that sentence. In a script it is given with --confirm;
+without a terminal and without --confirm this only explains. Every attempt is kept in the history.
+
+EXIT CODES
+  0  done
+  1  refused or not confirmed, nothing changed
+  2  usage
+  4  begun, and not completed; the message says what is true
+  5  nasd is unreachable, or the outcome is unknown
+
+--json prints two lines: {\"event\":\"explanation\", text, confirmation, facts} and {\"event\":\"outcome\",
+result, message, exit_code}. result: done, refused, not-confirmed, failed, unknown or unreachable.";
+
 /// Shows and moves the NFS services of a NAS pair.
 #[derive(Debug, Parser)]
 #[command(name = "nasctl", version)]
@@ -66,6 +131,27 @@ pub enum Command {
     /// Move a service to the other node while its clients keep running
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover(SwitchoverArgs),
+    /// Take a service to this node without asking its owner; loses nothing
+    #[command(after_help = TAKEOVER_HELP)]
+    Takeover(TakeoverArgs),
+    /// No automatic move or takeover from now on
+    #[command(after_help = HOLD_HELP)]
+    Hold(HoldArgs),
+    /// Automatic moves and takeovers again
+    #[command(after_help = HOLD_HELP)]
+    Unhold(HoldArgs),
+    /// Show what happened
+    #[command(after_help = HISTORY_HELP)]
+    History(HistoryArgs),
+    /// Open a service here though this node is not current: may lose data
+    #[command(after_help = CONFIRMED_HELP)]
+    Recover(ConfirmArgs),
+    /// What to do when the coordinator has lost its majority for good
+    #[command(after_help = CONFIRMED_HELP)]
+    EmergencyStart(ConfirmArgs),
+    /// Throw this node's changes away after the nodes have parted
+    #[command(after_help = CONFIRMED_HELP)]
+    SplitBrain(SplitBrainArgs),
 }
 
 /// Arguments of `status`.
@@ -100,6 +186,73 @@ pub struct SwitchoverArgs {
     pub json: bool,
 }
 
+/// Arguments of `takeover`.
+#[derive(Debug, Args)]
+pub struct TakeoverArgs {
+    /// The service to take
+    pub service: String,
+    /// Why; kept in the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `hold` and `unhold`.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// The service
+    #[arg(required_unless_present = "all")]
+    pub service: Option<String>,
+    /// Every service of this pair
+    #[arg(long, conflicts_with = "service")]
+    pub all: bool,
+    /// Why; shown in the status and kept in the history
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// Only this service
+    pub service: Option<String>,
+    /// Only the newest N events (0: all that are kept)
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: u32,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of what needs a typed sentence.
+#[derive(Debug, Args)]
+pub struct ConfirmArgs {
+    /// The service
+    pub service: String,
+    /// The sentence that confirms it, letter by letter
+    #[arg(long, value_name = "SENTENCE")]
+    pub confirm: Option<String>,
+    /// Print one JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `split-brain`.
+#[derive(Debug, Args)]
+pub struct SplitBrainArgs {
+    /// Service and confirmation
+    #[command(flatten)]
+    pub confirm: ConfirmArgs,
+    /// Do it, once confirmed; otherwise only explain
+    #[arg(long)]
+    pub discard_mine: bool,
+}
+
 /// Seconds as text → milliseconds. Zero would mean "default" on the wire, so it is not accepted.
 fn parse_timeout(text: &str) -> Result<u32, String> {
     match text.parse::<f64>() {
@@ -118,6 +271,23 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_hold_is_of_one_service_or_of_all() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["nasctl"], args].concat());
+        assert!(parse(&["hold", "vms", "--reason", "x"]).is_ok());
+        assert!(parse(&["unhold", "--all"]).is_ok());
+        assert!(parse(&["hold"]).is_err());
+        assert!(parse(&["hold", "vms", "--all"]).is_err());
+    }
+
+    #[test]
+    fn nothing_is_thrown_away_unasked() {
+        let cli = Cli::try_parse_from(["nasctl", "split-brain", "vms", "--confirm", "x"]).unwrap();
+        let Command::SplitBrain(args) = cli.command else { panic!("not parsed") };
+        assert!(!args.discard_mine);
+        assert_eq!(args.confirm.confirm.as_deref(), Some("x"));
     }
 
     #[test]

@@ -49,6 +49,15 @@ pub fn ended(ending: Ending, message: &str) -> Value {
     })
 }
 
+/// The last line of what is neither a move nor a takeover.
+#[must_use]
+pub fn told(ending: Ending, message: &str) -> Value {
+    json!({
+        "event": "outcome", "result": ending.name(), "message": message,
+        "exit_code": ending.code(),
+    })
+}
+
 /// `{"nodes": […], "unreachable": […]}`, with only `service` when one is given. A node whose document
 /// cannot be read counts as unreachable (S12).
 #[must_use]

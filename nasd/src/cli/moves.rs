@@ -1,4 +1,4 @@
-//! How a move is told: pre-flight, timeline, result. Pure. Owns the exit codes of `switchover` (S12:
+//! How a move is told: pre-flight, timeline, result. Pure. Owns the exit codes of all commands (S12:
 //! whatever is not clearly a result is [`Ending::Unknown`]).
 
 use std::fmt::Write as _;
@@ -8,7 +8,35 @@ use nasd_proto::{Finding, Outcome, Preflight, Step};
 
 use super::text::{Paint, clean, span_us, table};
 
-/// How a `switchover` ended.
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// `switchover`.
+    Move,
+    /// `takeover`.
+    TakeOver,
+}
+
+impl Verb {
+    /// As a thing that goes on.
+    #[must_use]
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Move => "move",
+            Self::TakeOver => "takeover",
+        }
+    }
+
+    /// When it is done.
+    fn done(self) -> &'static str {
+        match self {
+            Self::Move => "moved",
+            Self::TakeOver => "taken over",
+        }
+    }
+}
+
+/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// The target serves.
@@ -25,6 +53,10 @@ pub enum Ending {
     RolledBack,
     /// Nobody serves.
     Failed,
+    /// What is neither a move nor a takeover was done.
+    Done,
+    /// The sentence that confirms it was not given: nothing changed.
+    NotConfirmed,
     /// nasctl does not know.
     Unknown,
     /// nasd was never reached.
@@ -49,8 +81,8 @@ impl Ending {
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
-            Self::Moved | Self::WouldMove | Self::Aborted => 0,
-            Self::Refused | Self::NotAborted => 1,
+            Self::Moved | Self::WouldMove | Self::Aborted | Self::Done => 0,
+            Self::Refused | Self::NotAborted | Self::NotConfirmed => 1,
             Self::RolledBack => 3,
             Self::Failed => 4,
             Self::Unknown | Self::Unreachable => 5,
@@ -68,6 +100,8 @@ impl Ending {
             Self::NotAborted => "not-aborted",
             Self::RolledBack => "rolled-back",
             Self::Failed => "failed",
+            Self::Done => "done",
+            Self::NotConfirmed => "not-confirmed",
             Self::Unknown => "unknown",
             Self::Unreachable => "unreachable",
         }
@@ -152,13 +186,13 @@ fn line(step: &Step, origin_ns: u64) -> String {
 
 /// The result: what is true now, and each client's stall.
 #[must_use]
-pub fn outcome(o: &Outcome, ending: Ending, service: &str, paint: Paint) -> String {
+pub fn outcome(o: &Outcome, ending: Ending, verb: Verb, service: &str, paint: Paint) -> String {
     let service = paint.bold(&clean(service));
     let owner = clean(&o.owner);
     let head = match ending {
         Ending::Moved => {
             let silent = span_us(o.silent_us);
-            let word = paint.good("moved");
+            let word = paint.good(verb.done());
             format!("{word}: {owner} serves {service}, epoch {}, silent for {silent}", o.epoch)
         }
         Ending::WouldMove => format!("{}: {service} would move", paint.good("dry run")),
@@ -266,7 +300,9 @@ moved: nas2 serves vms, epoch 12, silent for 312 ms
   10.0.0.21:893  341 ms  reclaimed
   hv2            1.20 s  not reclaimed
 ";
-        assert_eq!(outcome(&o, Ending::of(&o, 0), "vms", Paint(false)), expected);
+        assert_eq!(outcome(&o, Ending::of(&o, 0), Verb::Move, "vms", Paint(false)), expected);
+        let taken = outcome(&o, Ending::of(&o, 0), Verb::TakeOver, "vms", Paint(false));
+        assert!(taken.starts_with("taken over: nas2 serves vms, epoch 12, silent for 312 ms\n"));
     }
 
     #[test]

@@ -1,40 +1,28 @@
 //! Runs the subcommands: asks nasd, shows the answers, ends with the documented exit code.
 //!
-//! Keeps S8 (a deadline on every wait) and S12: without an outcome from nasd the outcome is unknown.
+//! Keeps S8 (a deadline on every wait) and S12: without an answer from nasd the outcome is unknown.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
-use nasd_proto::move_event::Kind;
-use nasd_proto::{AbortMoveRequest, MoveEvent, StatusRequest, SwitchoverRequest};
+use nasd_proto::{HistoryRequest, HoldRequest, StatusRequest};
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Streaming};
+use tonic::Code;
 
-use super::args::{Cli, Command, StatusArgs, SwitchoverArgs};
+use super::args::{Cli, Command, HistoryArgs, HoldArgs, StatusArgs};
 use super::client::{CALL, ClientError, connect, within};
-use super::moves::{Ending, Timeline};
+use super::moves::Ending;
 use super::screen::Screen;
-use super::{json, moves, status};
-
-/// nasd's own limit for a move when `--timeout` is absent is below this.
-const MOVE_LIMIT: Duration = Duration::from_secs(300);
-/// What nasd may need beyond the move's limit to roll back and report.
-const MOVE_SLACK: Duration = Duration::from_secs(60);
-
-const UNKNOWN_HELP: &str =
-    "the move may go on in nasd, nothing is undone; see where it is: nasctl status";
+use super::{confirm, history, json, status, text, watch};
 
 /// `nasctl`'s main function.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let code = match (runtime.map_err(ClientError::Runtime), &cli.command) {
-        (Ok(runtime), Command::Status(args)) => runtime.block_on(show_status(&cli, args)),
-        (Ok(runtime), Command::Switchover(args)) => runtime.block_on(switchover(&cli, args)),
-        (Err(error), _) => {
+    let code = match runtime.map_err(ClientError::Runtime) {
+        Ok(runtime) => runtime.block_on(run(&cli)),
+        Err(error) => {
             complain(&error.to_string());
             Ending::Unreachable.code()
         }
@@ -42,7 +30,44 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn complain(text: &str) {
+async fn run(cli: &Cli) -> u8 {
+    match &cli.command {
+        Command::Status(args) => show_status(cli, args).await,
+        Command::Switchover(args) => watch::switchover(cli, args).await,
+        Command::Takeover(args) => watch::takeover(cli, args).await,
+        Command::Hold(args) => hold(cli, args, true).await,
+        Command::Unhold(args) => hold(cli, args, false).await,
+        Command::History(args) => show_history(cli, args).await,
+        Command::Recover(args) => confirm::recover(cli, args).await,
+        Command::EmergencyStart(args) => confirm::emergency_start(cli, args).await,
+        Command::SplitBrain(args) => confirm::split_brain(cli, args).await,
+    }
+}
+
+/// Codes with which nasd says no before it has begun anything.
+pub(super) fn refuses(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::AlreadyExists
+    )
+}
+
+/// Who runs this, as the history keeps it: `root@nas1`, with the name from before `sudo`.
+pub(super) fn operator() -> String {
+    let var = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
+    let user = var("SUDO_USER").or_else(|| var("USER")).or_else(|| var("LOGNAME"));
+    let user = user.unwrap_or_else(|| format!("uid {}", nix::unistd::getuid()));
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    format!("{user}@{}", host.to_string_lossy())
+}
+
+pub(super) fn complain(text: &str) {
     use std::io::Write as _;
     // Nobody may be reading stderr; the exit code still counts.
     let _ = writeln!(std::io::stderr(), "nasctl: {text}");
@@ -86,190 +111,75 @@ fn any_service(document: &Value) -> bool {
     nodes.iter().any(|n| n["services"].as_array().is_some_and(|s| !s.is_empty()))
 }
 
-async fn switchover(cli: &Cli, args: &SwitchoverArgs) -> u8 {
-    let mut teller = Teller::new(args);
-    let ending = if args.abort {
-        abort(cli, args, &mut teller).await
-    } else {
-        watch(cli, args, &mut teller).await
+async fn hold(cli: &Cli, args: &HoldArgs, hold: bool) -> u8 {
+    let (ending, message) = match ask_hold(cli, args, hold).await {
+        Ok(reply) if reply.done => (Ending::Done, reply.message),
+        Ok(reply) => (Ending::NotConfirmed, reply.message),
+        Err((ending, message)) => (ending, message),
     };
-    teller.screen.settle();
+    if args.json {
+        Screen::new(false).print(&format!("{}\n", json::told(ending, &message)));
+    } else if ending == Ending::Done {
+        Screen::new(false).print(&format!("{}\n", text::clean_lines(&message)));
+    } else {
+        complain(&text::clean_lines(&message));
+    }
     ending.code()
 }
 
-async fn abort(cli: &Cli, args: &SwitchoverArgs, teller: &mut Teller<'_>) -> Ending {
-    let mut client = match connect(&cli.socket).await {
-        Ok(client) => client,
-        Err(error) => return teller.end(Ending::Unreachable, &error.to_string()),
-    };
-    let request = AbortMoveRequest { service: args.service.clone() };
-    match within(CALL, client.abort_move(request)).await {
-        Ok(Ok(reply)) => {
-            let reply = reply.into_inner();
-            let ending = if reply.aborted { Ending::Aborted } else { Ending::NotAborted };
-            teller.end(ending, &reply.message)
-        }
+async fn ask_hold(
+    cli: &Cli,
+    args: &HoldArgs,
+    hold: bool,
+) -> Result<nasd_proto::HoldReply, (Ending, String)> {
+    let mut client =
+        connect(&cli.socket).await.map_err(|e| (Ending::Unreachable, e.to_string()))?;
+    let reason = args.reason.trim();
+    let by = if reason.is_empty() { operator() } else { format!("{}: {reason}", operator()) };
+    let service = args.service.clone().unwrap_or_default();
+    let asked = within(CALL, client.hold(HoldRequest { service, hold, by })).await;
+    Ok(answer(asked)?.into_inner())
+}
+
+/// An answer, or how it ended without one.
+pub(super) fn answer<T>(
+    asked: Result<Result<T, tonic::Status>, ClientError>,
+) -> Result<T, (Ending, String)> {
+    match asked {
+        Ok(Ok(reply)) => Ok(reply),
         Ok(Err(status)) if refuses(status.code()) => {
-            teller.end(Ending::NotAborted, status.message())
+            Err((Ending::Refused, status.message().to_owned()))
         }
-        Ok(Err(status)) => teller.end(Ending::Unknown, status.message()),
-        Err(error) => teller.end(Ending::Unknown, &error.to_string()),
+        Ok(Err(status)) if status.code() == Code::Aborted => {
+            Err((Ending::Failed, status.message().to_owned()))
+        }
+        Ok(Err(status)) => Err((Ending::Unknown, status.message().to_owned())),
+        Err(error) => Err((Ending::Unknown, error.to_string())),
     }
 }
 
-/// Codes with which nasd says no before it has begun anything.
-fn refuses(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::FailedPrecondition
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented
-            | Code::AlreadyExists
-    )
-}
-
-async fn watch(cli: &Cli, args: &SwitchoverArgs, teller: &mut Teller<'_>) -> Ending {
-    let limit = args.timeout.map_or(MOVE_LIMIT, |ms| Duration::from_millis(ms.into()));
-    let deadline = Instant::now() + limit + MOVE_SLACK;
-    let mut client = match connect(&cli.socket).await {
-        Ok(client) => client,
-        Err(error) => return teller.end(Ending::Unreachable, &error.to_string()),
-    };
-    let request = SwitchoverRequest {
-        service: args.service.clone(),
-        to: args.to.clone().unwrap_or_default(),
-        dry_run: args.dry_run,
-        timeout_ms: args.timeout.unwrap_or(0),
-    };
-    let watched = async {
-        match timeout_at(deadline, client.switchover(request)).await {
-            Ok(Ok(reply)) => follow(reply.into_inner(), deadline, teller).await,
-            Ok(Err(status)) if refuses(status.code()) => Stop::Refused(status.message().to_owned()),
-            Ok(Err(status)) => Stop::Broken(status.message().to_owned()),
-            Err(_) => Stop::Broken("nasd did not answer in time".to_owned()),
+async fn show_history(cli: &Cli, args: &HistoryArgs) -> u8 {
+    let reply = match fetch_history(cli, args).await {
+        Ok(reply) => reply,
+        Err((ending, message)) => {
+            complain(&message);
+            return ending.code();
         }
     };
-    let stop = tokio::select! {
-        stop = watched => stop,
-        _ = tokio::signal::ctrl_c() => Stop::Broken("interrupted".to_owned()),
-    };
-    match stop {
-        Stop::Outcome(ending) => ending,
-        Stop::Refused(why) => teller.end(Ending::Refused, &why),
-        Stop::Broken(why) => teller.end(Ending::Unknown, &why),
-    }
+    let screen = Screen::new(false);
+    let shown =
+        if args.json { history::lines(&reply) } else { history::render(&reply, screen.paint) };
+    screen.print(&shown);
+    0
 }
 
-/// Why nasctl stopped watching.
-enum Stop {
-    Outcome(Ending),
-    Refused(String),
-    Broken(String),
-}
-
-async fn follow(
-    mut events: Streaming<MoveEvent>,
-    deadline: Instant,
-    teller: &mut Teller<'_>,
-) -> Stop {
-    loop {
-        let kind = match timeout_at(deadline, events.message()).await {
-            Ok(Ok(Some(event))) => event.kind,
-            Ok(Ok(None)) => return Stop::Broken("nasd ended the report early".to_owned()),
-            // After a step, even a code of refusal says nothing about what has changed.
-            Ok(Err(s)) if refuses(s.code()) && !teller.timeline.has_begun() => {
-                return Stop::Refused(s.message().to_owned());
-            }
-            Ok(Err(s)) => return Stop::Broken(format!("lost nasd: {}", s.message())),
-            Err(_) => return Stop::Broken("nasd did not report an end in time".to_owned()),
-        };
-        match kind {
-            Some(kind) => {
-                if let Some(ending) = teller.tell(&kind) {
-                    return Stop::Outcome(ending);
-                }
-            }
-            // An event of a newer nasd; the outcome still comes.
-            None => continue,
-        }
-    }
-}
-
-/// Tells a move as text or as JSON lines.
-struct Teller<'a> {
-    screen: Screen,
-    args: &'a SwitchoverArgs,
-    timeline: Timeline,
-    refusals: usize,
-}
-
-impl<'a> Teller<'a> {
-    fn new(args: &'a SwitchoverArgs) -> Self {
-        let screen = Screen::new(!args.json && !args.abort);
-        Self { screen, args, timeline: Timeline::default(), refusals: 0 }
-    }
-
-    fn tell(&mut self, kind: &Kind) -> Option<Ending> {
-        let paint = self.screen.paint;
-        match kind {
-            Kind::Preflight(p) => {
-                self.refusals += p.findings.iter().filter(|f| f.refuses).count();
-                let text = || moves::preflight(p, paint) + "\n";
-                self.write(|| json::preflight(p), text);
-            }
-            Kind::Step(s) => {
-                let line = self.timeline.see(s);
-                self.write(|| json::step(s), || line.map(|l| l + "\n").unwrap_or_default());
-                self.screen.running(&self.timeline.running());
-            }
-            Kind::Outcome(o) => {
-                let ending = Ending::of(o, self.refusals);
-                self.unfinished();
-                let text = || moves::outcome(o, ending, &self.args.service, paint);
-                self.write(|| json::outcome(o, ending), text);
-                return Some(ending);
-            }
-        }
-        None
-    }
-
-    /// The end that nasd did not report as an outcome.
-    fn end(&self, ending: Ending, message: &str) -> Ending {
-        self.unfinished();
-        if self.args.json {
-            self.screen.print(&format!("{}\n", json::ended(ending, message)));
-        } else {
-            self.screen.settle();
-        }
-        match ending {
-            Ending::Aborted if self.args.json => {}
-            Ending::Aborted => self.screen.print(&format!("aborted: {message}\n")),
-            Ending::Unknown if self.args.dry_run => {
-                complain(&format!("{message}\n  a dry run changes nothing; try again"));
-            }
-            Ending::Unknown => complain(&format!("outcome unknown: {message}\n  {UNKNOWN_HELP}")),
-            Ending::Unreachable => complain(message),
-            _ => complain(&format!("{}: {message}", ending.name())),
-        }
-        ending
-    }
-
-    /// Names the steps that began and did not end.
-    fn unfinished(&self) {
-        let running = self.timeline.running();
-        if !self.args.json && !running.is_empty() {
-            self.screen.print(&format!("  not finished: {}\n", running.join(", ")));
-        }
-    }
-
-    fn write(&self, line: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
-        if self.args.json {
-            self.screen.print(&format!("{}\n", line()));
-        } else {
-            self.screen.print(&text());
-        }
-    }
+async fn fetch_history(
+    cli: &Cli,
+    args: &HistoryArgs,
+) -> Result<nasd_proto::HistoryReply, (Ending, String)> {
+    let mut client =
+        connect(&cli.socket).await.map_err(|e| (Ending::Unreachable, e.to_string()))?;
+    let service = args.service.clone().unwrap_or_default();
+    let request = HistoryRequest { service, local_only: false, limit: args.limit };
+    Ok(answer(within(CALL, client.history(request)).await)?.into_inner())
 }

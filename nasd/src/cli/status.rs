@@ -75,6 +75,7 @@ fn service(name: &str, nodes: &[NodeStatus], paint: Paint) -> String {
     out.push_str(&named("addresses", views.iter().flat_map(|(_, s)| &s.addresses)));
     out.push_str(&named("exports  ", views.iter().flat_map(|(_, s)| &s.exports)));
     out.push_str(&node_table(&views));
+    out.push_str(&failover(&views, nodes, paint));
     for (node, status) in &views {
         out.push_str(&last_move(node, status));
     }
@@ -154,6 +155,31 @@ fn gate(s: &ServiceStatus) -> String {
     }
 }
 
+/// Held or not, and what would happen if the owner died now. Yes only if every node says so (S12).
+fn failover(views: &[(&str, &ServiceStatus)], nodes: &[NodeStatus], paint: Paint) -> String {
+    let mut out = String::new();
+    if let Some(by) = views.iter().find_map(|(_, s)| s.hold.as_ref()) {
+        let by = paint.warn(&format!("by {}", clean(by)));
+        let _ = writeln!(out, "  held       {by}; nothing happens by itself");
+    }
+    let mut against: Vec<String> = Vec::new();
+    let silent = nodes.iter().map(|n| n.peer.node.as_str());
+    for node in silent.filter(|peer| !views.iter().any(|(n, _)| n == peer)) {
+        against.push(format!("{} does not answer", clean(node)));
+    }
+    for (node, status) in views {
+        against.extend(status.failover.iter().map(|r| format!("{}: {}", clean(node), clean(r))));
+    }
+    let mut seen = BTreeSet::new();
+    against.retain(|reason| seen.insert(reason.clone()));
+    let answer = if against.is_empty() { paint.good("yes") } else { paint.warn("no") };
+    let _ = writeln!(out, "  would failover work now?  {answer}");
+    for reason in against {
+        let _ = writeln!(out, "      {reason}");
+    }
+    out
+}
+
 fn last_move(node: &str, s: &ServiceStatus) -> String {
     let Some(m) = &s.last_move else { return String::new() };
     let (from, to, result) = (clean(&m.from), clean(&m.to), clean(&m.result));
@@ -173,6 +199,9 @@ fn problems(node: &str, s: &ServiceStatus, paint: Paint) -> String {
     };
     if let Some(problem) = &s.problem {
         tell(problem, "see: journalctl -u nasd");
+    }
+    if let Some(unfit) = &s.fit {
+        tell(&format!("not fit to serve: {unfit}"), "repair it; nasd sees by itself when it is well");
     }
     if let Some(drbd) = &s.drbd {
         for violation in &drbd.violations {
@@ -229,6 +258,7 @@ mod tests {
                 "disks": {"0": ["UpToDate", "UpToDate"]}, "violations": []},
             "addresses": ["192.0.2.10/24"], "exports": ["/srv/vms"], "gate_open": serves,
             "clients": if serves { json!(["10.0.0.21:893"]) } else { json!([]) },
+            "failover": [],
         });
         if serves {
             service["gate_left_ms"] = json!(1480);
@@ -254,6 +284,7 @@ vms  served by nas1
   NODE  STAGE    ROLE       CONNECTION  DISKS                GATE        GRACE  NFSD  CLIENTS
   nas1  serving  Primary    Connected   0:UpToDate/UpToDate  open 1.4 s  over   16    1
   nas2  standby  Secondary  Connected   0:UpToDate/UpToDate  shut        -      -     0
+  would failover work now?  yes
 
 ";
         assert_eq!(
@@ -278,6 +309,38 @@ vms  served by nas1
             ),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn why_failover_would_not_work_is_said_once_each() {
+        let (mut a, mut b) = (node("nas1", "nas2", true), node("nas2", "nas1", false));
+        for n in [&mut a, &mut b] {
+            n["services"][0]["hold"] = json!("root@nas1: new disks");
+        }
+        b["services"][0]["failover"] = json!(["it is held", "it is held", "no fence agent"]);
+        b["services"][0]["fit"] = json!("its client network has no carrier");
+        let expected = "
+  held       by root@nas1: new disks; nothing happens by itself
+  would failover work now?  no
+      nas2: it is held
+      nas2: no fence agent
+  ! nas2: not fit to serve: its client network has no carrier
+      repair it; nasd sees by itself when it is well
+
+";
+        let shown = text(&[a, b], json!([]));
+        assert!(shown.ends_with(expected), "{shown}");
+    }
+
+    #[test]
+    fn s12_failover_is_no_without_both_nodes_words() {
+        let alone = text(&[node("nas1", "nas2", true)], json!([]));
+        let no = "  would failover work now?  no\n      nas2 does not answer\n";
+        assert!(alone.contains(no), "{alone}");
+        let (mut a, b) = (node("nas1", "nas2", true), node("nas2", "nas1", false));
+        a["services"][0].as_object_mut().unwrap().remove("failover");
+        let shown = text(&[a, b], json!([]));
+        assert!(shown.contains("now?  no\n      nas1: this node does not tell"), "{shown}");
     }
 
     #[test]

@@ -48,6 +48,41 @@ pub fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// As [`clean`], with line ends left as they are.
+#[must_use]
+pub fn clean_lines(text: &str) -> String {
+    text.lines().map(clean).collect::<Vec<_>>().join("\n")
+}
+
+/// `2023-11-14 22:13:20.123`, in UTC: the nodes' time zones may differ.
+#[must_use]
+pub fn utc(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    let (mut year, mut day) = (1970_u64, days);
+    while day >= year_length(year) && year < 10_000 {
+        day -= year_length(year);
+        year += 1;
+    }
+    let february = year_length(year) - 337;
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 1;
+    for length in lengths {
+        if day < length {
+            break;
+        }
+        day -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    let day = day + 1;
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03}", ms % 1000)
+}
+
+fn year_length(year: u64) -> u64 {
+    let leap = (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    if leap { 366 } else { 365 }
+}
+
 /// Rows in columns, each as wide as its widest cell, two blanks apart, every line after `indent`.
 #[must_use]
 pub fn table(indent: &str, rows: &[Vec<String>]) -> String {
@@ -95,6 +130,23 @@ mod tests {
     fn spans_round_down() {
         let shown: Vec<_> = [0, 420, 9_999, 10_000, 312_400, 1_555_000].map(span_us).into();
         assert_eq!(shown, ["0.0 ms", "0.4 ms", "9.9 ms", "10 ms", "312 ms", "1.55 s"]);
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        let shown: Vec<_> =
+            [0, 1_700_000_000_123, 951_782_400_000, 951_868_800_000, 1_735_689_599_999]
+                .map(utc)
+                .into();
+        let expected = [
+            "1970-01-01 00:00:00.000",
+            "2023-11-14 22:13:20.123",
+            "2000-02-29 00:00:00.000",
+            "2000-03-01 00:00:00.000",
+            "2024-12-31 23:59:59.999",
+        ];
+        assert_eq!(shown, expected);
+        assert!(utc(u64::MAX).starts_with("10000-"), "no number takes long");
     }
 
     #[test]

@@ -168,6 +168,22 @@ fn dump() -> Result<String, String> {
     Err(String::from_utf8_lossy(&output.stderr).trim().replace('\n', " "))
 }
 
+/// The `fence-peer` handlers that hold for a resource, as DRBD's files have them now.
+///
+/// # Errors
+/// Why `drbdadm` could not tell, in words.
+pub fn handlers_of(resource: &str) -> Result<Vec<String>, String> {
+    let xml = dump()?;
+    let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
+    let document =
+        roxmltree::Document::parse_with_options(&xml, options).map_err(|e| e.to_string())?;
+    let named =
+        |n: &Node<'_, '_>| n.has_tag_name("resource") && n.attribute("name") == Some(resource);
+    let own = document.descendants().find(named).ok_or("the resource is not in the dump")?;
+    let common = document.descendants().find(|n| n.has_tag_name("common"));
+    Ok(values(own, common, "fence-peer"))
+}
+
 /// What a resource's options must be (S1), with the section in which 8.4 and 9 keep them.
 const MUST: &[(&str, &str)] = &[
     ("protocol", "C"),

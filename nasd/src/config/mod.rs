@@ -13,6 +13,8 @@ mod services;
 mod validate;
 pub mod values;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -47,6 +49,9 @@ pub struct Config {
     /// The local control socket.
     #[serde(skip)]
     pub control_socket: PathBuf,
+    /// The watchdog device behind the self-fence.
+    #[serde(skip)]
+    pub watchdog: Option<PathBuf>,
     /// The services, in the order of the file.
     pub services: Vec<ServiceConfig>,
     #[serde(skip)]
@@ -92,6 +97,28 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Where its peer channel listens.
     pub address: SocketAddr,
+    /// What switches it off (S1, `Fenced`).
+    #[serde(skip)]
+    pub fence: Option<FenceAgent>,
+}
+
+/// A standard fence agent, and what it needs to reach one node's power.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FenceAgent {
+    /// The program.
+    pub program: PathBuf,
+    /// Its parameters, passwords among them.
+    pub parameters: BTreeMap<String, String>,
+    /// For switching off and reading back together.
+    pub timeout: Duration,
+}
+
+impl fmt::Debug for FenceAgent {
+    /// Without the values: there are passwords among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.parameters.keys().collect();
+        f.debug_struct("FenceAgent").field("program", &self.program).field("names", &names).finish()
+    }
 }
 
 /// Times of the right to serve (S4).
@@ -168,6 +195,9 @@ pub struct ServiceConfig {
     pub grace: Duration,
     /// The node that starts it when both could.
     pub preferred: Option<NodeName>,
+    /// Go back to the preferred node when both nodes have been well for so long; `None`: never by
+    /// itself.
+    pub failback_after: Option<Duration>,
     /// The administrator's word that volatile write caches are acceptable here (hole C8).
     pub unsafe_write_cache: bool,
     /// Its file systems, at least one.

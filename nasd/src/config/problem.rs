@@ -62,6 +62,12 @@ pub enum Problem {
         /// The text.
         value: String,
     },
+    /// A parameter that a fence agent cannot be given, or that nasd gives itself.
+    #[error("fence parameter {name:?} must be a text, a number or a flag on one line, and not action")]
+    FenceParameter {
+        /// Its name.
+        name: String,
+    },
     /// An address that no server can hold.
     #[error("{address} is {what}: no client can reach a service there")]
     Unusable {
@@ -245,6 +251,7 @@ impl Remedy for Problem {
             Self::Name { .. } => "config.name",
             Self::Value { .. } => "config.value",
             Self::NodeAddress { .. } => "config.node.address",
+            Self::FenceParameter { .. } => "config.node.fence",
             Self::Unusable { .. } => "config.address.unusable",
             Self::DurationRange { .. } | Self::NumberRange { .. } => "config.range",
             Self::WholeSeconds { .. } => "config.whole_seconds",
@@ -274,6 +281,9 @@ impl Remedy for Problem {
             Self::Duplicate { what, .. } => format!("give each its own {what}"),
             Self::Name { allowed, .. } => format!("use {allowed}"),
             Self::Value { example, .. } => format!("write it as {example}"),
+            Self::FenceParameter { .. } => {
+                "write what the agent's manual page lists under STDIN PARAMETERS".into()
+            }
             Self::NodeAddress { .. } => "write it as \"10.77.0.11:7410\"".into(),
             Self::Unusable { .. } => "use a unicast address of the clients' network".into(),
             Self::DurationRange { min, max, .. } => {

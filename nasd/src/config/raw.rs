@@ -2,6 +2,8 @@
 //!
 //! Every table denies unknown keys: a misspelt safety option must not be ignored silently (S12).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -19,6 +21,7 @@ pub struct Raw {
     pub right: Right,
     #[serde(default)]
     pub control: Control,
+    pub watchdog: Option<Watchdog>,
     #[serde(default, rename = "service")]
     pub services: Vec<Service>,
 }
@@ -58,6 +61,22 @@ pub struct File {
 pub struct Node {
     pub name: Text,
     pub address: Text,
+    pub fence: Option<Fence>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fence {
+    pub agent: Text,
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Spanned<toml::Value>>,
+    pub timeout: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watchdog {
+    pub device: Text,
 }
 
 #[derive(Debug, Deserialize)]
@@ -97,6 +116,7 @@ pub struct Service {
     pub lease: Option<Text>,
     pub grace: Option<Text>,
     pub preferred: Option<Text>,
+    pub failback_after: Option<Text>,
     #[serde(default)]
     pub unsafe_write_cache: bool,
     #[serde(default, rename = "filesystem")]

@@ -18,6 +18,8 @@ use crate::core::record::NodeName;
 const VOLUME_MAX: i64 = 65535;
 /// More threads than this only queue on one disk.
 const THREADS_MAX: i64 = 512;
+/// Failback sooner than this would be flapping.
+const FAILBACK: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(7 * 24 * 3600));
 /// Options that would let an acknowledged write be lost, or that nasd must control itself.
 const BAD_OPTIONS: &[(&str, &str)] = &[
     ("nobarrier", "it does not wait for the disk's cache"),
@@ -61,6 +63,9 @@ impl Checker<'_> {
             lease,
             grace,
             preferred: self.preferred(raw.preferred.as_ref(), context),
+            failback_after: raw.failback_after.as_ref().map(|text| {
+                self.time("failback_after", Some(text), FAILBACK, Duration::from_secs(300))
+            }),
             unsafe_write_cache: raw.unsafe_write_cache,
             filesystems: self.filesystems(raw, &name, context, unique),
             scope,

@@ -107,6 +107,25 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("\"10.77.0.0/24\"", "", 35, "clients is empty"),
     ("\"nas2\"", "\"nas1\"", 8, "node name \"nas1\" is already used on line 5"),
     ("10.77.0.12:7410", "10.77.0.11:7410", 9, "node address"),
+    (
+        "[peer]",
+        "[node.fence]\nagent = \"fence_x\"\n[peer]",
+        11,
+        "agent",
+    ),
+    (
+        "[peer]",
+        "[node.fence]\nagent = \"/usr/sbin/fence_x\"\nparameters = { action = \"on\" }\n[peer]",
+        12,
+        "fence parameter \"action\"",
+    ),
+    (
+        "[peer]",
+        "[node.fence]\nagent = \"/usr/sbin/fence_x\"\nparameters = { ip = [\"a\"] }\n[peer]",
+        12,
+        "fence parameter \"ip\"",
+    ),
+    ("[control]", "[watchdog]\ndevice = \"watchdog0\"\n[control]", 18, "device"),
     ("10.77.0.12:7410", "nas2:7410", 9, "not an IP address with a port"),
     ("10.77.0.12:7410", "10.77.0.12:0", 9, "not an IP address with a port"),
     (
@@ -231,4 +250,24 @@ fn a_refusal_renders_with_code_label_and_help() {
     let mut text = String::new();
     miette::NarratableReportHandler::new().render_report(&mut text, &found[0]).unwrap();
     assert!(text.contains("config.grace") && text.contains("set grace to 15s or more"), "{text}");
+}
+
+#[test]
+fn watchdog_and_fence_agent_are_optional_and_their_secrets_stay_inside() {
+    assert_eq!((good().watchdog.clone(), good().nodes[0].fence.clone()), (None, None));
+    let text = GOOD.replacen(
+        "[peer]",
+        "[node.fence]\nagent = \"/usr/sbin/fence_ipmilan\"\ntimeout = \"30s\"\n\
+         parameters = { ip = \"10.77.1.2\", password = \"secret\", lanplus = true, port = 623 }\n\
+         [watchdog]\ndevice = \"/dev/watchdog\"\n[peer]",
+        1,
+    );
+    let config = Config::parse("nasd.toml", &text).unwrap();
+    assert_eq!(config.watchdog.as_deref(), Some(Path::new("/dev/watchdog")));
+    assert_eq!(config.nodes[0].fence, None);
+    let agent = config.nodes[1].fence.clone().unwrap();
+    assert_eq!(agent.timeout, Duration::from_secs(30));
+    let value = |name: &str| agent.parameters[name].clone();
+    assert_eq!((value("lanplus"), value("port")), ("1".to_owned(), "623".to_owned()));
+    assert!(!format!("{config:?}").contains("secret"));
 }

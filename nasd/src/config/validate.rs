@@ -1,6 +1,6 @@
 //! From the raw shape to a checked [`Config`]; collects every fault before it gives up.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::problem::Problem;
 use super::raw::{self, Raw, Text};
 use super::refusal::{Origin, Refusal};
 use super::values::{Fsid, Mac, ValueError, duration, is_name, is_word};
-use super::{Config, CoordinatorConfig, NodeConfig, RightConfig, TlsPaths};
+use super::{Config, CoordinatorConfig, FenceAgent, NodeConfig, RightConfig, TlsPaths};
 use crate::core::record::NodeName;
 
 /// Right: below 300 ms a scheduling hiccup closes the gate; above 10 s a failover is no failover.
@@ -26,6 +26,8 @@ const VALID_LFT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_
 pub(super) const LEASE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
 /// One call to the coordinator.
 const DEADLINE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// A fence agent: below a second no power supply answers; above two minutes nobody waits for it.
+const FENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
 /// `sun_path` (108, `unix(7)`) less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -77,6 +79,7 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
     };
     let right = c.right(&raw.right);
     let control_socket = c.socket(raw.control.socket.as_ref());
+    let watchdog = raw.watchdog.as_ref().map(|w| c.path("device", &w.device));
     let context = Context { cluster: &cluster, nodes: &nodes };
     let services = raw.services.iter().map(|s| c.service(s, &context, &mut unique)).collect();
     c.endpoints_apart(&raw.cluster.coordinator, &unique.floating);
@@ -90,6 +93,7 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
                 peer,
                 right,
                 control_socket,
+                watchdog,
                 services,
                 origin,
             })
@@ -179,7 +183,7 @@ impl Checker<'_> {
         self.path("socket", text)
     }
 
-    fn time(
+    pub(super) fn time(
         &mut self,
         key: &'static str,
         text: Option<&Text>,
@@ -253,9 +257,30 @@ impl Checker<'_> {
             let Some(address) = self.node_address(&node.address) else { continue };
             self.once(&mut sockets, address, node.address.span());
             own.1.entry(address.ip()).or_insert_with(|| node.address.span());
-            nodes.push(NodeConfig { name: NodeName(name), address });
+            let fence = node.fence.as_ref().map(|f| self.fence(f));
+            nodes.push(NodeConfig { name: NodeName(name), address, fence });
         }
         nodes
+    }
+
+    fn fence(&mut self, raw: &raw::Fence) -> FenceAgent {
+        let mut parameters = BTreeMap::new();
+        for (name, value) in &raw.parameters {
+            let text = match value.get_ref() {
+                toml::Value::String(text) => text.clone(),
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(flag) => u8::from(*flag).to_string(),
+                _ => "\n".to_owned(),
+            };
+            let named = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+            if name.is_empty() || !named || name == "action" || text.contains(['\n', '\0']) {
+                self.refuse(value.span(), Problem::FenceParameter { name: name.clone() });
+            }
+            parameters.insert(name.clone(), text);
+        }
+        let program = self.path("agent", &raw.agent);
+        let timeout = self.time("timeout", raw.timeout.as_ref(), FENCE, Duration::from_secs(20));
+        FenceAgent { program, parameters, timeout }
     }
 
     fn node_address(&mut self, text: &Text) -> Option<SocketAddr> {

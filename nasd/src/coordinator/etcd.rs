@@ -4,8 +4,18 @@
 //! slow or fails, to the next beside it: the owner's member dies with the owner, and a taker must not
 //! spend a deadline on it. That is safe for a compare-and-set as well: all copies compare the same
 //! revision, so at most one of them lands, and no copy that comes late can (S8).
+//!
+//! Below: [`identity`] remembers which cluster this node belongs to (S12), [`presence`] asks whether a
+//! node's nasd still lives, [`upkeep`] keeps the leader away from the nodes that may die.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod identity;
+mod presence;
+mod upkeep;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{
@@ -17,6 +27,8 @@ use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use tokio::sync::mpsc;
 use tonic::Code;
 
+use self::identity::ClusterId;
+use self::upkeep::Condition;
 use super::{CasOutcome, Coordinator, CoordinatorError, Versioned, parse};
 use crate::config::TlsPaths;
 use crate::core::record::Record;
@@ -29,14 +41,21 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Interval and limit of HTTP/2 pings, which end a watch on a member that fell silent.
 const PING: Duration = Duration::from_secs(2);
 
-/// An etcd cluster.
+/// An etcd cluster; clones share everything.
+#[derive(Clone)]
 pub struct Etcd {
     members: Vec<Client>,
+    /// Their addresses as configured, in the same order.
+    endpoints: Vec<String>,
     /// The member that answered last.
-    best: AtomicUsize,
-    /// The cluster that answered first, 0 before; never mixed with another (S12).
-    cluster_id: AtomicU64,
-    prefix: String,
+    best: Arc<AtomicUsize>,
+    /// The cluster that answered first; never mixed with another (S12).
+    cluster: Arc<ClusterId>,
+    condition: Arc<Condition>,
+    /// The search that ended last; one at a time.
+    sought: Arc<tokio::sync::Mutex<Option<presence::Sought>>>,
+    /// `/nasd/<cluster>`.
+    root: String,
     deadline: Duration,
 }
 
@@ -45,6 +64,25 @@ struct Failure {
     reason: String,
     /// Every member asked said no; nothing was written and nothing is under way.
     definite: bool,
+    /// Its database is full.
+    full: bool,
+}
+
+impl Failure {
+    fn of_write(self) -> CoordinatorError {
+        match (self.definite, self.full) {
+            (true, true) => CoordinatorError::NoSpace { reason: self.reason },
+            (true, false) => CoordinatorError::Refused { reason: self.reason },
+            (false, _) => CoordinatorError::OutcomeUnknown { reason: self.reason },
+        }
+    }
+
+    fn of_read(self, after: Duration) -> CoordinatorError {
+        match self.definite {
+            true => CoordinatorError::Refused { reason: self.reason },
+            false => CoordinatorError::Unreachable { after },
+        }
+    }
 }
 
 impl Etcd {
@@ -71,13 +109,29 @@ impl Etcd {
             let client = Client::connect([endpoint], Some(options.clone())).await;
             members.push(client.map_err(|e| CoordinatorError::SetUp { reason: e.to_string() })?);
         }
-        let prefix = format!("/nasd/{cluster}/service");
-        let (best, cluster_id) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Ok(Self { members, best, cluster_id, prefix, deadline })
+        Ok(Self {
+            members,
+            endpoints: endpoints.to_vec(),
+            best: Arc::default(),
+            cluster: Arc::default(),
+            condition: Arc::default(),
+            sought: Arc::default(),
+            root: format!("/nasd/{cluster}"),
+            deadline,
+        })
+    }
+
+    /// Remembers the cluster's identity in a file: another cluster is a no also after a restart.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read: it says which cluster is the right one.
+    pub fn remembering(mut self, file: PathBuf) -> Result<Self, CoordinatorError> {
+        self.cluster = Arc::new(ClusterId::remembered(file)?);
+        Ok(self)
     }
 
     fn key(&self, service: &str) -> String {
-        format!("{}/{service}/record", self.prefix)
+        format!("{}/service/{service}/record", self.root)
     }
 
     /// The first answer of any member, with the number of members that were asked for it.
@@ -85,9 +139,12 @@ impl Etcd {
         &self,
         call: impl Fn(Client) -> F,
     ) -> Result<(T, usize), Failure> {
-        let silent =
-            Failure { reason: format!("no answer within {:?}", self.deadline), definite: false };
-        tokio::time::timeout(self.deadline, self.ask_in_turn(call)).await.unwrap_or(Err(silent))
+        let reason = format!("no answer within {:?}", self.deadline);
+        let silent = Failure { reason, definite: false, full: false };
+        let answer = tokio::time::timeout(self.deadline, self.ask_in_turn(call)).await;
+        let answer = answer.unwrap_or(Err(silent));
+        self.condition.note(answer.as_ref().err());
+        answer
     }
 
     async fn ask_in_turn<T, F: Future<Output = Result<T, Error>>>(
@@ -98,7 +155,8 @@ impl Etcd {
         let mut waiting = (0..count).map(|i| (best + i) % count);
         let mut asked = 0;
         let mut running = FuturesUnordered::new();
-        let mut failure = Failure { reason: "no endpoint".to_owned(), definite: true };
+        let reason = "no endpoint".to_owned();
+        let mut failure = Failure { reason, definite: true, full: false };
         loop {
             let more = waiting.next().and_then(|i| Some((i, self.members.get(i)?.clone())));
             let last = more.is_none();
@@ -115,6 +173,7 @@ impl Etcd {
                 }
                 Ok(Some((_, Err(error)))) => {
                     failure.definite &= is_definite(&error);
+                    failure.full |= is_full(&error);
                     failure.reason = error.to_string();
                 }
                 Ok(None) if last => return Err(failure),
@@ -123,18 +182,8 @@ impl Etcd {
         }
     }
 
-    /// An answer of another cluster than before is a no: a member was replaced or restored, or the
-    /// endpoints do not belong together.
     fn same_cluster(&self, header: Option<&ResponseHeader>) -> Result<(), String> {
-        let found = header.map_or(0, ResponseHeader::cluster_id);
-        let known =
-            self.cluster_id.compare_exchange(0, found, Ordering::Relaxed, Ordering::Relaxed);
-        match known {
-            Err(known) if known != found => Err(format!(
-                "the answer is from etcd cluster {found:016x}, earlier ones were from {known:016x}; name only members of one cluster, and restart nasd after a restore"
-            )),
-            _ => Ok(()),
-        }
+        self.cluster.check(header.map_or(0, ResponseHeader::cluster_id))
     }
 
     /// One transaction: put if the compare holds, else read what is there.
@@ -154,10 +203,7 @@ impl Etcd {
             let (mut kv, txn) = (member.kv_client(), txn.clone());
             async move { kv.txn(txn).await }
         };
-        let (answer, asked) = self.ask(call).await.map_err(|f| match f.definite {
-            true => CoordinatorError::Refused { reason: f.reason },
-            false => CoordinatorError::OutcomeUnknown { reason: f.reason },
-        })?;
+        let (answer, asked) = self.ask(call).await.map_err(Failure::of_write)?;
         // Another cluster's "won" is worth nothing, and what ours did is not known.
         self.same_cluster(answer.header())
             .map_err(|reason| CoordinatorError::OutcomeUnknown { reason })?;
@@ -187,13 +233,18 @@ fn outcome(key: &str, answer: &TxnResponse) -> Result<CasOutcome, CoordinatorErr
     Ok(CasOutcome::Lost { now })
 }
 
-/// Answers after which nothing can have been written: etcd checks them before it proposes. NOSPACE
-/// arrives as `ResourceExhausted`. All else may have happened.
+/// Answers after which nothing can have been written: etcd checks them before it proposes. All else
+/// may have happened.
 fn is_definite(error: &Error) -> bool {
     let Error::GRpcStatus(status) = error else { return false };
     let told = [Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument];
-    told.contains(&status.code())
-        || (status.code() == Code::ResourceExhausted && status.message().contains("space exceeded"))
+    told.contains(&status.code()) || is_full(error)
+}
+
+/// The NOSPACE alarm: writes are refused until somebody makes room and disarms it.
+fn is_full(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status)
+        if status.code() == Code::ResourceExhausted && status.message().contains("space exceeded"))
 }
 
 fn tls_options(paths: &TlsPaths) -> Result<TlsOptions, CoordinatorError> {
@@ -218,10 +269,7 @@ impl Coordinator for Etcd {
             let (mut kv, key) = (member.kv_client(), key.clone());
             async move { kv.get(key, None).await }
         };
-        let (answer, _) = self.ask(call).await.map_err(|f| match f.definite {
-            true => CoordinatorError::Refused { reason: f.reason },
-            false => CoordinatorError::Unreachable { after: self.deadline },
-        })?;
+        let (answer, _) = self.ask(call).await.map_err(|f| f.of_read(self.deadline))?;
         self.same_cluster(answer.header())
             .map_err(|reason| CoordinatorError::Refused { reason })?;
         answer.kvs().first().map(|kv| versioned(&key, kv)).transpose()
@@ -259,5 +307,22 @@ impl Coordinator for Etcd {
             }
         });
         stream::unfold(changes, |mut rx| async move { rx.recv().await.map(|()| ((), rx)) }).boxed()
+    }
+
+    async fn seek(&self, node: &str, limit: Duration) -> Result<bool, CoordinatorError> {
+        self.seek_shared(node, limit).await
+    }
+
+    fn attend(&self, me: &str, here: IpAddr, nas: &[IpAddr]) {
+        self.answer_for(me);
+        self.look_after(here, nas.to_vec());
+    }
+
+    fn reach(&self) -> Option<bool> {
+        self.condition.reach()
+    }
+
+    fn alarm(&self) -> Option<String> {
+        self.condition.alarm()
     }
 }

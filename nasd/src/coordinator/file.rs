@@ -146,6 +146,15 @@ impl Coordinator for FileStore {
         })
         .boxed()
     }
+
+    /// One machine: there is no other node that could be looked for here.
+    async fn seek(&self, _node: &str, _limit: Duration) -> Result<bool, CoordinatorError> {
+        Ok(false)
+    }
+
+    fn reach(&self) -> Option<bool> {
+        Some(self.path.parent().is_some_and(Path::is_dir))
+    }
 }
 
 #[cfg(test)]

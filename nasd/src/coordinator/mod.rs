@@ -8,6 +8,7 @@ mod etcd;
 mod file;
 mod last_seen;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use futures_util::stream::BoxStream;
 use thiserror::Error;
 
 pub use etcd::Etcd;
-pub use file::FileStore;
+pub use file::{FileStore, write_durably};
 pub use last_seen::LastSeen;
 
 use crate::config::{Config, CoordinatorConfig};
@@ -67,6 +68,14 @@ pub enum CoordinatorError {
         /// Its words.
         reason: String,
     },
+    /// Its database is full: it reads, but writes nothing until an operator has made room.
+    #[error(
+        "the coordinator's database is full, so no failover is possible ({reason}); make room: etcdctl compact, etcdctl defrag on every member, then etcdctl alarm disarm"
+    )]
+    NoSpace {
+        /// Its words.
+        reason: String,
+    },
     /// What is stored is no record of ours.
     #[error("the record at {key} is not readable ({reason}); nothing is decided from it")]
     Corrupt {
@@ -99,6 +108,18 @@ pub trait Coordinator: Send + Sync {
     ) -> Result<CasOutcome, CoordinatorError>;
     /// Changes, best effort; a hint to read. Ends when the connection breaks.
     fn watch(&self, service: &str) -> BoxStream<'static, ()>;
+    /// Whether that node's nasd answers *in the store* to a question put there now. `false` is
+    /// evidence only as far as nobody answered in a fraction of a second; an error is no evidence.
+    async fn seek(&self, node: &str, limit: Duration) -> Result<bool, CoordinatorError>;
+    /// From now on: answers such questions for this node, and keeps the store fit for a failover.
+    /// `here` is this node's address, `nas` are those of all NAS nodes.
+    fn attend(&self, _me: &str, _here: IpAddr, _nas: &[IpAddr]) {}
+    /// Whether it can be reached and written, as far as that is known of the last seconds.
+    fn reach(&self) -> Option<bool>;
+    /// What is wrong with the store though it answers, for the operator.
+    fn alarm(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Opens the configured store. Its reach is not needed yet.
@@ -107,12 +128,12 @@ pub trait Coordinator: Send + Sync {
 /// When keys or paths cannot be used.
 pub async fn open(
     config: &Config,
-    _state_dir: &Path,
+    state_dir: &Path,
 ) -> Result<Arc<dyn Coordinator>, CoordinatorError> {
     match &config.coordinator {
         CoordinatorConfig::Etcd { endpoints, tls, deadline } => {
             let store = Etcd::new(&config.cluster, endpoints, tls.as_ref(), *deadline).await?;
-            Ok(Arc::new(store))
+            Ok(Arc::new(store.remembering(state_dir.join("etcd-cluster"))?))
         }
         CoordinatorConfig::File { path } => Ok(Arc::new(FileStore::new(path.clone()))),
     }

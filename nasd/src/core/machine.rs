@@ -11,12 +11,18 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::hole::{Hole, Holes};
+use super::peer::{GateReport, PeerBeat, PeerView, Sign};
 use super::record::{NodeName, Phase, Record, TransitionError};
-use super::step::{CLOSE, OPEN, Proof, Step, StepError};
+use super::step::{CLOSE, OPEN, Proof, Step, StepError, TAKE};
+use super::timing::Timing;
 use super::view::{DrbdView, Leftovers, Now, Role};
 
+mod beside;
 mod deciding;
+mod hearing;
 mod moving;
+mod taking;
 mod types;
 mod walking;
 mod writing;
@@ -69,12 +75,73 @@ pub struct Machine {
     read_again_at: Now,
     problem: Option<String>,
     unreadable: Option<String>,
+    timing: Timing,
+    holes: Holes,
+    /// What happens beside the programs.
+    side: Side,
+    /// The other node, as its nasd told.
+    peer_view: PeerView,
+    /// Until when the owner may have a right by this node's consent; `None`: this life knows nothing.
+    granted_until: Option<Now>,
+    /// The revision that a compare-and-set of unknown outcome compared: it may still land (C5).
+    unsettled: Option<i64>,
+    /// A taker's threads and gate wait until then (S4).
+    open_not_before: Now,
+    /// Why this node took over, while it opens.
+    taking: Option<String>,
+    /// A takeover that somebody asked for.
+    asked: Option<String>,
+    asked_answer_due: bool,
+    /// An operator's wish about the hold, until the record shows it.
+    want_hold: Option<Option<String>>,
+    unfit: Option<String>,
+    auto: AutoMove,
+    since: Since,
+    marked: bool,
+    /// The other node is preferred: move there when all has been well for so long.
+    failback: Option<Duration>,
+}
+
+/// Chores and searches: at most one of each.
+#[derive(Debug, Clone, Default)]
+struct Side {
+    chore: Option<(RunId, Chore, Now)>,
+    chore_not_before: Now,
+    /// The epoch in which this node has outdated itself.
+    outdated_in: Option<u64>,
+    seek: Option<(RunId, Now)>,
+    sought: Option<(Now, Sign)>,
+    seek_not_before: Now,
+    wake: Option<Now>,
+    fenced: bool,
+}
+
+/// Automatic moves for this node's health: never flap.
+#[derive(Debug, Clone, Default)]
+struct AutoMove {
+    running: bool,
+    failed: u32,
+    not_before: Now,
+}
+
+/// Since when something has been so; `None`: it is not.
+#[derive(Debug, Clone, Default)]
+struct Since {
+    started: Option<Now>,
+    frozen: Option<Now>,
+    disconnected: Option<Now>,
+    failed: Option<Now>,
+    closing: Option<Now>,
+    /// All is well for a move back.
+    well: Option<Now>,
+    connected_once: bool,
+    sound_once: bool,
 }
 
 impl Machine {
     /// A node that has seen nothing yet. `founds`: this node creates the record of a new service.
     #[must_use]
-    pub fn new(me: NodeName, peer: NodeName, founds: bool) -> Self {
+    pub fn new(me: NodeName, peer: NodeName, founds: bool, timing: Timing) -> Self {
         Self {
             me,
             peer,
@@ -97,7 +164,39 @@ impl Machine {
             read_again_at: Now::ZERO,
             problem: None,
             unreadable: None,
+            timing,
+            holes: Holes::default(),
+            side: Side::default(),
+            peer_view: PeerView::default(),
+            granted_until: None,
+            unsettled: None,
+            open_not_before: Now::ZERO,
+            taking: None,
+            asked: None,
+            asked_answer_due: false,
+            want_hold: None,
+            unfit: None,
+            auto: AutoMove::default(),
+            since: Since::default(),
+            marked: false,
+            failback: None,
         }
+    }
+
+    /// The other node is the preferred one: the service goes back there by a planned move when both
+    /// have been current and fit for that long. Without this it stays where it is.
+    #[must_use]
+    pub fn with_failback(mut self, after: Duration) -> Self {
+        self.failback = Some(after);
+        self
+    }
+
+    /// The same machine with a rule left out, for the model.
+    #[cfg(feature = "holes")]
+    #[must_use]
+    pub fn with_holes(mut self, holes: Holes) -> Self {
+        self.holes = holes;
+        self
     }
 
     /// Where this node stands.
@@ -129,18 +228,35 @@ impl Machine {
         self.record().filter(|r| open && r.may_serve(&self.me)).map(|r| r.epoch)
     }
 
+    /// Whether the record is known for sure: no write of this node is open that could still land (C5).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.is_none() || self.holes.has(Hole::C5)
+    }
+
     /// Whether this node alone is current, so that its right needs no renewal (S4).
     #[must_use]
     pub fn sole_current(&self) -> bool {
         let widening = matches!(&self.pending,
             Some(Pending { job: Job::Cas(next), .. }) if next.current.len() > 1);
-        !widening && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
+        let settled = self.is_settled();
+        let expires = self.holes.has(Hole::H5);
+        !widening && settled && !expires && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
     }
 
-    /// The answer to the other node's request for its right: yes only while this node has seen the
-    /// same epoch, knows the asker as owner and has not begun to open.
-    #[must_use]
-    pub fn consents(&self, epoch: u64) -> bool {
+    /// The answer to the other node's request for its right of that life: yes only while this node
+    /// has seen the same epoch, knows the asker as owner and has not begun to take over or to open.
+    /// A yes is remembered: a takeover waits it out (S4).
+    pub fn consent(&mut self, now: Now, epoch: u64, life: Duration) -> bool {
+        let consents = self.consents(epoch);
+        if consents {
+            let until = now + life;
+            self.granted_until = Some(self.granted_until.map_or(until, |g| g.max(until)));
+        }
+        consents
+    }
+
+    fn consents(&self, epoch: u64) -> bool {
         let idle = matches!(self.stage, Stage::Standby | Stage::HandedOver { .. } | Stage::Waiting)
             && self.pending.as_ref().is_none_or(|p| p.job == Job::HandOver);
         let Some(record) = self.record().filter(|r| idle && r.epoch == epoch) else { return false };
@@ -161,12 +277,17 @@ impl Machine {
         self.take_in(now, event, &mut out);
         self.expire(now, &mut out);
         self.decide(now, &mut out);
+        self.beside(now, &mut out);
         out
     }
 
     fn take_in(&mut self, now: Now, event: Event, out: &mut Vec<Effect>) {
         match event {
-            Event::Started(leftovers) => self.leftovers = Some(leftovers),
+            Event::Started(leftovers) => {
+                self.leftovers = Some(leftovers);
+                self.marked = leftovers.marked;
+                self.since.started = Some(now);
+            }
             Event::Record(record) => {
                 self.read_again_at = now;
                 self.learn(record);
@@ -176,7 +297,7 @@ impl Machine {
                 self.must_read = true;
                 self.unreadable = Some(reason);
             }
-            Event::Drbd(view) => self.drbd = view,
+            Event::Drbd(view) => self.see_drbd(now, view),
             Event::Ran { run, result } => {
                 if let Some(Job::Step(step)) = self.answered(run) {
                     self.step_ended(now, step, result, out);
@@ -209,6 +330,15 @@ impl Machine {
                     m.aborted = true;
                 }
             }
+            Event::Peer(beat) => self.hear(now, beat),
+            Event::Sought { run, sign } => self.sought(now, run, sign),
+            Event::ChoreDone { run, result } => self.chore_done(now, run, result),
+            Event::Health(unfit) => self.unfit = unfit,
+            Event::TakeOver { reason } => {
+                self.asked = Some(reason);
+                self.asked_answer_due = true;
+            }
+            Event::Hold(by) => self.want_hold = Some(by),
             Event::Tick => {}
         }
     }
@@ -247,6 +377,10 @@ impl Machine {
         }
         self.unreadable = None;
         self.record_known = true;
+        let revision = record.as_ref().map(|r| r.revision);
+        if self.unsettled.is_some_and(|at| revision.is_some_and(|r| r > at)) {
+            self.unsettled = None; // what was compared with `at` can land no more
+        }
         self.record = record;
     }
 

@@ -119,6 +119,9 @@ pub struct Record {
     pub current: BTreeSet<NodeName>,
     /// DRBD current UUID of each volume at the last transition that knew it.
     pub data_uuid: BTreeMap<u16, DataUuid>,
+    /// Who holds the service: no automatic move or takeover while this is set (`nasctl hold`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<String>,
     /// Rises with every opening; the marker file on the volume carries the same number or, when
     /// `serving` has not been written back yet, a higher one.
     pub generation: u64,
@@ -157,7 +160,7 @@ impl Record {
     /// The record of a service that has never served: both nodes hold the same (empty) data.
     #[must_use]
     pub fn first(current: BTreeSet<NodeName>, data_uuid: BTreeMap<u16, DataUuid>) -> Self {
-        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, generation: 0 }
+        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, hold: None, generation: 0 }
     }
 
     /// The node that holds the authority, if any does.
@@ -245,17 +248,18 @@ impl Record {
         Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
     }
 
-    /// `serving(A)` or `moving(A→B)` → `taking(B, e+1, {B})`, by B.
+    /// Anything that is not mine → `taking(me, e+1, {me})`: by a standby or target whose owner is gone,
+    /// or by an owner that has demoted and whose target is gone.
     ///
     /// # Errors
-    /// When `me` already serves, or is not current.
+    /// When `me` already has the service, nobody has it, or `me` is not current.
     pub fn take(&self, me: &NodeName) -> Result<Self, TransitionError> {
-        let other_serves = match &self.phase {
-            Phase::Serving { owner } | Phase::Taking { owner } => owner != me,
-            Phase::Moving { to, .. } => to == me,
-            Phase::Stopped => false,
+        let mine = match &self.phase {
+            Phase::Serving { owner } | Phase::Taking { owner } => owner == me,
+            Phase::Moving { .. } => false,
+            Phase::Stopped => true,
         };
-        if !other_serves {
+        if mine {
             return Err(self.refused(me, "take over"));
         }
         self.must_be_current(me)?;
@@ -323,6 +327,27 @@ impl Record {
         Ok(self.serving_since(me, self.epoch, generation, data_uuid))
     }
 
+    /// The same with the UUIDs that the owner's disks have by now.
+    ///
+    /// # Errors
+    /// When `owner` does not serve.
+    pub fn with_data(
+        &self,
+        owner: &NodeName,
+        data_uuid: BTreeMap<u16, DataUuid>,
+    ) -> Result<Self, TransitionError> {
+        if !matches!(&self.phase, Phase::Serving { owner: o } if o == owner) {
+            return Err(self.refused(owner, "note the data's generation"));
+        }
+        Ok(Self { data_uuid, ..self.clone() })
+    }
+
+    /// Held by an operator, or released.
+    #[must_use]
+    pub fn held(&self, by: Option<String>) -> Self {
+        Self { hold: by, ..self.clone() }
+    }
+
     fn serving_since(
         &self,
         me: &NodeName,
@@ -332,7 +357,7 @@ impl Record {
     ) -> Self {
         let generation = generation.max(self.generation);
         let phase = Phase::Serving { owner: me.clone() };
-        Self { epoch, phase, current: self.current.clone(), data_uuid, generation }
+        Self { epoch, phase, data_uuid, generation, ..self.clone() }
     }
 
     fn must_be_current(&self, node: &NodeName) -> Result<(), TransitionError> {

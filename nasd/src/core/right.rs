@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use super::timing::Timing;
+
 /// Who granted the right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grant {
@@ -18,9 +20,10 @@ pub enum Grant {
 /// How long a grant lives, counted from when its request was *sent*, so that a process that was
 /// stopped in between writes a deadline that is past (C3). `None`: it does not expire.
 #[must_use]
-pub fn until(grant: Grant, ttl: Duration) -> Option<Duration> {
+pub fn until(grant: Grant, timing: &Timing) -> Option<Duration> {
     match grant {
-        Grant::Peer | Grant::Record => Some(ttl),
+        Grant::Peer => Some(timing.ttl),
+        Grant::Record => Some(timing.record_ttl),
         Grant::SoleCurrent => None,
     }
 }
@@ -31,9 +34,10 @@ mod tests {
 
     #[test]
     fn h5_only_a_sole_owner_does_not_expire() {
-        let ttl = Duration::from_millis(1500);
-        assert_eq!(until(Grant::SoleCurrent, ttl), None);
-        assert_eq!(until(Grant::Peer, ttl), Some(ttl));
-        assert_eq!(until(Grant::Record, ttl), Some(ttl));
+        let ms = Duration::from_millis;
+        let timing = Timing::new(ms(1500), ms(250), ms(5000));
+        assert_eq!(until(Grant::SoleCurrent, &timing), None);
+        assert_eq!(until(Grant::Peer, &timing), Some(ms(1500)));
+        assert_eq!(until(Grant::Record, &timing), Some(ms(1000)));
     }
 }

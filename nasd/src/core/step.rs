@@ -18,9 +18,12 @@ pub enum Proof {
     AlreadyPrimary,
     /// The record says that this node alone is current.
     SoleCurrent,
+    /// S1's `Frozen`: disconnected by force, `StandAlone` and complete here, and *then* the record won
+    /// that removes the former owner.
+    Frozen,
 }
 
-/// One step. The order in which they may run is [`CLOSE`] and [`OPEN`].
+/// One step. The order in which they may run is [`CLOSE`], [`OPEN`] and [`TAKE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Drop what comes in (S5); calls already executed can still be answered.
@@ -51,6 +54,11 @@ pub enum Step {
     OpenGate,
     /// Make every recorded client notice at once.
     Tickle,
+    /// Everything of an opening that can fail without the volume: mount points free, the server's
+    /// helper there, exports resolvable (H3). Changes nothing.
+    TakeReady,
+    /// Disconnect DRBD by force and verify `StandAlone` with complete disks (H1).
+    ForceDisconnect,
 }
 
 /// The cut, in S5's order.
@@ -75,6 +83,9 @@ pub const OPEN: &[Step] = &[
     Step::Tickle,
 ];
 
+/// What a taker does before its compare-and-set (design section 6); [`OPEN`] follows.
+pub const TAKE: &[Step] = &[Step::TakeReady, Step::ForceDisconnect];
+
 /// Longest time for replies to drain (S5).
 pub const DRAIN: Duration = Duration::from_millis(50);
 
@@ -97,6 +108,8 @@ impl Step {
             Self::Probe => "probe",
             Self::OpenGate => "open-gate",
             Self::Tickle => "tickle",
+            Self::TakeReady => "take-ready",
+            Self::ForceDisconnect => "force-disconnect",
         }
     }
 
@@ -109,7 +122,7 @@ impl Step {
             Self::StopThreads => 4000,
             Self::Sync | Self::Unmount | Self::Demote => 2000,
             Self::Promote | Self::Probe | Self::Marker => 3000,
-            Self::OpenGate => 2000,
+            Self::OpenGate | Self::TakeReady | Self::ForceDisconnect => 2000,
             Self::Mount | Self::StartThreads => 8000,
         };
         Duration::from_millis(ms)

@@ -32,8 +32,15 @@ pub struct DrbdView {
     pub connected: bool,
     /// The peer's role as the connection tells it; `Unknown` unless connected.
     pub peer_role: Role,
+    /// There is no connection and none is tried (`StandAlone`).
+    pub stand_alone: bool,
     /// Every volume's local disk is `UpToDate`.
     pub local_up_to_date: bool,
+    /// Every volume's local disk is at least `Consistent`: what a rebooted node's disk is until it
+    /// meets its peer, or until a promotion has fenced that.
+    pub local_consistent: bool,
+    /// Some volume's local disk is less than that by itself: failed, detached, inconsistent.
+    pub local_failed: bool,
     /// Every volume's peer disk is `UpToDate` and its replication `Established`.
     pub peer_up_to_date: bool,
     /// A resynchronisation runs on some volume, in either direction.
@@ -42,6 +49,8 @@ pub struct DrbdView {
     pub frozen: bool,
     /// Current UUID of each volume.
     pub data_uuid: BTreeMap<u16, DataUuid>,
+    /// Former current UUIDs of each volume (DRBD's history and bitmap slots).
+    pub uuid_history: BTreeMap<u16, Vec<DataUuid>>,
 }
 
 impl DrbdView {
@@ -52,6 +61,16 @@ impl DrbdView {
             && self.peer_role == Role::Secondary
             && self.local_up_to_date
             && self.role != Role::Unknown
+    }
+
+    /// S2's second belt: for every volume that the record knows, the local data is of that generation
+    /// or descends from it.
+    #[must_use]
+    pub fn descends_from(&self, recorded: &BTreeMap<u16, DataUuid>) -> bool {
+        recorded.iter().all(|(volume, uuid)| {
+            let past = self.uuid_history.get(volume);
+            self.data_uuid.get(volume) == Some(uuid) || past.is_some_and(|p| p.contains(uuid))
+        })
     }
 
     /// Both replicas hold everything: the condition for the peer to be in `current` (S2).
@@ -72,6 +91,9 @@ pub struct Leftovers {
     pub serving_threads: bool,
     /// The floating addresses are on the service's interface.
     pub addressed: bool,
+    /// The durable mark of a disk that failed here: this replica may be behind whatever its metadata
+    /// says (S2).
+    pub marked: bool,
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! DRBD as the drive sees it: one thread follows the kernel's events, one queue per resource gives
-//! commands.
+//! DRBD as the drive sees it: one queue per resource gives commands, and what the kernel shows becomes
+//! the core's view.
 //!
 //! Keeps S10 (own threads, deadlines) and S12 (no picture, no evidence: an unknown state is told to
 //! the core as such).
@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_drbd::{
-    CommandError, CommandQueue, Drbd, Events, Force, OpenError, Refusal, ResourceStatus,
+    CommandError, CommandQueue, Device, DiskState, Drbd, Force, OpenError, Refusal, ResourceStatus,
     StatusError,
 };
 use thiserror::Error;
 
-use super::task::{Command, Handle};
+use super::connection::{Specs, against_frozen, is_complete};
+use super::handler::Handlers;
 use crate::api::status::DrbdStatus;
-use crate::core::machine::Event;
 use crate::core::record::DataUuid;
 use crate::core::step::{Step, StepError};
 use crate::core::view::{DrbdView, Role};
@@ -45,10 +45,41 @@ pub enum DrbdError {
     },
 }
 
+/// What the kernel itself must show just before a promotion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evidence {
+    /// Nothing: the record says that this node alone is current.
+    Record,
+    /// Connected to a Secondary peer, complete here.
+    Released,
+    /// Still cut off by our own hand, complete here.
+    Frozen,
+}
+
+/// What of the evidence is missing, in words.
+fn missing(evidence: Evidence, status: &ResourceStatus) -> Option<String> {
+    let released =
+        status.released_by_all() && status.all_up_to_date() && !status.is_resync_target();
+    match evidence {
+        Evidence::Record => None,
+        Evidence::Released => (!released).then(|| {
+            format!(
+                "{} is not connected to a Secondary peer with UpToDate disks here any more",
+                status.name
+            )
+        }),
+        Evidence::Frozen => {
+            against_frozen(status).map(|seen| format!("{} was cut off, but {seen}", status.name))
+        }
+    }
+}
+
 /// One resource.
 pub struct Resource {
-    name: String,
-    queue: CommandQueue,
+    pub(super) name: String,
+    pub(super) queue: CommandQueue,
+    pub(super) specs: Specs,
+    handlers: Handlers,
     seen: Arc<Mutex<Option<ResourceStatus>>>,
 }
 
@@ -63,7 +94,16 @@ impl Resource {
             bring_up(name).await?;
         }
         let queue = drbd.commands(name)?;
-        Ok(Self { name: name.to_owned(), queue, seen: Arc::default() })
+        let resource = Self {
+            name: name.to_owned(),
+            queue,
+            specs: Specs::default(),
+            handlers: Handlers::default(),
+            seen: Arc::default(),
+        };
+        // So that the addresses are known from the start; what is not up yet tells them later.
+        resource.read()?;
+        Ok(resource)
     }
 
     /// Reads the kernel now; for the check just before a promotion, and for the options.
@@ -71,7 +111,9 @@ impl Resource {
     /// # Errors
     /// When it cannot be read.
     pub fn read(&self) -> Result<ResourceStatus, DrbdError> {
-        Ok(Drbd::open()?.status_of(&self.name)?)
+        let status = Drbd::open()?.status_of(&self.name)?;
+        self.specs.remember(&status);
+        Ok(status)
     }
 
     /// The last state that the events told.
@@ -80,16 +122,14 @@ impl Resource {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Promotes. With `released`, the evidence is read once more just before (S1).
+    /// Promotes. The evidence is read once more just before (S1).
     ///
     /// # Errors
     /// When the evidence is gone, or the kernel refuses until the deadline.
-    pub fn promote(&self, released: bool, limit: Duration) -> Result<(), StepError> {
+    pub fn promote(&self, evidence: Evidence, limit: Duration) -> Result<(), StepError> {
         let until = Instant::now() + limit;
         loop {
-            if released {
-                self.check_released()?;
-            }
+            self.check(evidence)?;
             let left = until.saturating_duration_since(Instant::now());
             match self.queue.primary(Force::No, left) {
                 Ok(_) => return Ok(()),
@@ -101,16 +141,15 @@ impl Resource {
         }
     }
 
-    fn check_released(&self) -> Result<(), StepError> {
-        let status = self.read().map_err(|e| StepError::ProofGone { reason: e.to_string() })?;
-        if status.released_by_all() && status.all_up_to_date() && !status.is_resync_target() {
+    fn check(&self, evidence: Evidence) -> Result<(), StepError> {
+        if evidence == Evidence::Record {
             return Ok(());
         }
-        let reason = format!(
-            "{} is not connected to a Secondary peer with UpToDate disks here any more",
-            self.name
-        );
-        Err(StepError::ProofGone { reason })
+        let status = self.read().map_err(|e| StepError::ProofGone { reason: e.to_string() })?;
+        match missing(evidence, &status) {
+            Some(reason) => Err(StepError::ProofGone { reason }),
+            None => Ok(()),
+        }
     }
 
     /// Demotes, retrying while something (udev) has the device open for a moment.
@@ -125,13 +164,29 @@ impl Resource {
         }
     }
 
+    /// Marks this node's disks outdated (S2).
+    ///
+    /// # Errors
+    /// When the kernel refuses, or says yes and leaves a disk as it was (8.4 while connected).
+    pub fn outdate(&self, limit: Duration) -> Result<(), CommandError> {
+        self.queue.outdate(limit).map(drop)
+    }
+
     /// Options that break S1, in words.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
-        match self.read() {
+        let mut found = match self.read() {
             Ok(status) => status.s1_violations().iter().map(ToString::to_string).collect(),
             Err(error) => vec![error.to_string()],
-        }
+        };
+        found.extend(self.handler_violations());
+        found
+    }
+
+    /// What is wrong with the helper that the kernel calls.
+    #[must_use]
+    pub fn handler_violations(&self) -> Vec<String> {
+        self.handlers.violations(&self.name)
     }
 
     /// The status document's part.
@@ -162,6 +217,10 @@ impl Resource {
         Arc::clone(&self.seen)
     }
 
+    pub(super) fn show(&self, status: Option<ResourceStatus>) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
     /// The block device of a volume.
     #[must_use]
     pub fn device(&self, volume: u16) -> Option<std::path::PathBuf> {
@@ -180,17 +239,25 @@ fn refused(step: Step, error: &CommandError) -> StepError {
 
 /// `drbdadm` owns DRBD's configuration files; bringing a resource up is its job.
 async fn bring_up(name: &str) -> Result<(), DrbdError> {
-    let failed = |reason: String| DrbdError::Up { resource: name.to_owned(), reason };
+    let failed = |reason| DrbdError::Up { resource: name.to_owned(), reason };
+    drbdadm(&["up", name], UP).await.map_err(failed)
+}
+
+/// Runs `drbdadm`, at most so long.
+///
+/// # Errors
+/// What it said, or that it did not end.
+pub(super) async fn drbdadm(args: &[&str], limit: Duration) -> Result<(), String> {
     let mut command = tokio::process::Command::new("drbdadm");
-    command.args(["up", name]).kill_on_drop(true);
-    let output = tokio::time::timeout(UP, command.output())
+    command.args(args).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(limit, command.output())
         .await
-        .map_err(|_| failed(format!("not done after {UP:?}")))?
-        .map_err(|e| failed(e.to_string()))?;
+        .map_err(|_| format!("not done after {limit:?}"))?
+        .map_err(|e| e.to_string())?;
     if output.status.success() {
         return Ok(());
     }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
 /// The core's view of a resource.
@@ -205,16 +272,53 @@ pub fn view(status: &ResourceStatus) -> DrbdView {
         .iter()
         .filter_map(|(v, d)| d.current_uuid.map(|u| (*v, DataUuid::new(u))))
         .collect();
+    let history = status.devices.keys().map(|v| (*v, history_of(status, *v))).collect();
     DrbdView {
         role: role(status.role),
         connected,
         peer_role: connection.filter(|_| connected).map_or(Role::Unknown, |c| role(c.peer_role)),
+        stand_alone: status.is_stand_alone(),
         local_up_to_date: status.all_up_to_date() && !status.is_resync_target(),
+        local_consistent: consistent(status),
+        local_failed: failed(status),
         peer_up_to_date: connected && key.is_some_and(|k| status.is_in_sync_with(k)),
         resync: status.is_resyncing(),
         frozen: status.suspended.fencing,
         data_uuid: uuids,
+        uuid_history: history,
     }
+}
+
+/// Every disk is at least `Consistent`, and nothing overwrites it.
+fn consistent(status: &ResourceStatus) -> bool {
+    !status.devices.is_empty()
+        && status.devices.values().all(is_complete)
+        && !status.is_resync_target()
+}
+
+/// Some disk is gone or has lost data by itself (S2). A resync's target is incomplete for a reason
+/// that ends by itself; `Attaching` and `Negotiating` are on the way to something.
+fn failed(status: &ResourceStatus) -> bool {
+    let lost = |d: &Device| {
+        matches!(
+            d.disk,
+            DiskState::Diskless
+                | DiskState::Failed
+                | DiskState::Detaching
+                | DiskState::Inconsistent
+        )
+    };
+    status.devices.values().any(lost) && !status.is_resync_target()
+}
+
+/// The generations that a volume's data descends from: history, and the bitmap's base.
+fn history_of(status: &ResourceStatus, volume: u16) -> Vec<DataUuid> {
+    let own = status.devices.get(&volume).map(|d| d.history_uuids.clone()).unwrap_or_default();
+    let bitmaps =
+        status.connections.iter().filter_map(|c| c.peer_devices.get(&volume)?.bitmap_uuid);
+    let mut all: Vec<u64> = bitmaps.chain(own).map(|uuid| uuid & !1).filter(|u| *u != 0).collect();
+    all.dedup();
+    all.into_iter().map(DataUuid::new).collect()
 }
 
 fn role(role: nasd_drbd::Role) -> Role {
@@ -222,61 +326,5 @@ fn role(role: nasd_drbd::Role) -> Role {
         nasd_drbd::Role::Primary => Role::Primary,
         nasd_drbd::Role::Secondary => Role::Secondary,
         _ => Role::Unknown,
-    }
-}
-
-/// A resource that is followed: where its state goes.
-pub struct Follower {
-    /// Resource name.
-    pub resource: String,
-    /// The resource's slot.
-    pub slot: Arc<Mutex<Option<ResourceStatus>>>,
-    /// The service's task.
-    pub handle: Handle,
-}
-
-/// Follows the kernel's events for ever, on a thread of its own.
-pub fn follow(followers: Vec<Follower>) -> std::io::Result<()> {
-    let builder = std::thread::Builder::new().name("drbd-events".into());
-    builder.spawn(move || follow_forever(&followers)).map(drop)
-}
-
-fn follow_forever(followers: &[Follower]) {
-    let mut last: Vec<Option<DrbdView>> = vec![None; followers.len()];
-    loop {
-        match Drbd::open().and_then(|drbd| drbd.events()) {
-            Ok(mut events) => follow_stream(&mut events, followers, &mut last),
-            Err(error) => tracing::error!(%error, "DRBD's events cannot be read"),
-        }
-        tell(followers, &mut last, |_| None);
-        std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
-fn follow_stream(events: &mut Events, followers: &[Follower], last: &mut [Option<DrbdView>]) {
-    loop {
-        if let Err(error) = events.next(Duration::from_millis(500)) {
-            tracing::warn!(%error, "DRBD's event stream broke; it is opened anew");
-            return;
-        }
-        let Some(model) = events.model() else { continue };
-        tell(followers, last, |name| model.resource(name).cloned());
-    }
-}
-
-fn tell(
-    followers: &[Follower],
-    last: &mut [Option<DrbdView>],
-    status: impl Fn(&str) -> Option<ResourceStatus>,
-) {
-    for (follower, last) in followers.iter().zip(last) {
-        let status = status(&follower.resource);
-        let view = status.as_ref().map(view).unwrap_or_default();
-        *follower.slot.lock().unwrap_or_else(PoisonError::into_inner) = status;
-        if last.as_ref() != Some(&view) {
-            tracing::debug!(resource = follower.resource, ?view, "DRBD changed");
-            *last = Some(view.clone());
-            drop(follower.handle.blocking_send(Command::Event(Event::Drbd(view))));
-        }
     }
 }

@@ -1,11 +1,14 @@
-//! The hand-over: what the old owner tells the target, and the target's watch on its clients.
+//! The hand-over: what the old owner tells the target, and the target's watch on its clients; and what
+//! is left when it cannot let go in good order: to ask for a takeover.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use nasd_proto::{ClientStall, HandOverRequest, Outcome, move_event::Kind, outcome};
+use nasd_proto::{
+    AskTakeoverRequest, ClientStall, HandOverRequest, Outcome, move_event::Kind, outcome,
+};
 
 use super::hands::Hands;
 use crate::core::machine::HandOverResult;
@@ -56,6 +59,26 @@ where
     }
     if !ended {
         tell(HandOverNews::Ended(HandOverResult::Unknown)).await;
+    }
+}
+
+impl Hands {
+    /// Asks the peer to take over; what comes of it is seen in the record, not here.
+    pub async fn ask_takeover(&self, reason: &str) -> bool {
+        let epoch = self.seen.borrow().epoch;
+        let (service, reason) = (self.service.name.clone(), reason.to_owned());
+        let request = AskTakeoverRequest { service, epoch, reason };
+        match self.peer_link.ask_takeover(request).await {
+            Ok(reply) if reply.accepted => true,
+            Ok(reply) => {
+                tracing::warn!(peer = %self.peer, reply.message, "the peer does not take over");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(peer = %self.peer, %error, "the peer was not reached");
+                false
+            }
+        }
     }
 }
 

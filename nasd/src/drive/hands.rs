@@ -9,21 +9,24 @@ use std::time::{Duration, Instant};
 use nasd_net::MonotonicInstant;
 use nasd_net::gate::Deadline;
 use nasd_nfsd::records::Snapshot;
-use nasd_proto::{Endpoint, HeartbeatRequest, ServiceBeat};
+use nasd_proto::Endpoint;
 use tokio::sync::watch;
 
+use super::beat::Beats;
 use super::drbd::{self, Resource};
 use super::network::Network;
+use super::relay;
 use super::right::{Keeper, Right, Wish};
 use super::task::{SharedCoordinator, cas_result, versioned};
 use crate::api::status::ServiceStatus;
-use crate::config::{RightConfig, ServiceConfig};
+use crate::config::{FenceAgent, RightConfig, ServiceConfig};
 use crate::coordinator::LastSeen;
-use crate::core::machine::{CasResult, Event};
+use crate::core::machine::{CasResult, Event, Machine};
 use crate::core::record::{NodeName, Record};
 use crate::core::step::StepError;
 use crate::core::view::{DrbdView, Leftovers};
 use crate::io::{Answer, CallError, Client, Launcher, Op};
+use crate::observe::history::History;
 use crate::observe::timeline::Timeline;
 use crate::peer::link::Link;
 
@@ -36,6 +39,8 @@ pub struct Hands {
     pub me: NodeName,
     /// The other node.
     pub peer: NodeName,
+    /// What switches it off, if there is such a thing.
+    pub peer_fence: Option<FenceAgent>,
     /// The service's configuration.
     pub service: ServiceConfig,
     /// Digest of what must be equal on both nodes.
@@ -60,6 +65,8 @@ pub struct Hands {
     pub granted: watch::Receiver<Option<Right>>,
     /// Listeners of a move.
     pub timeline: Timeline,
+    /// What happened, on this node's disk.
+    pub history: History,
     /// Starts or finds nasd-io.
     pub launcher: Launcher,
     /// The connection to it.
@@ -70,8 +77,25 @@ pub struct Hands {
     pub clients: Mutex<Vec<nasd_net::sockets::Connection>>,
     /// The record as the core has it, for those who must not wait for the task (S10).
     pub record: watch::Sender<Option<Record>>,
+    /// Stage, problem and epoch as the core has them, for beats and status.
+    pub seen: watch::Sender<Seen>,
+    /// What beats are made of.
+    pub beats: Beats,
+    /// Why this node is unfit to serve, as [`super::health`] judged last; none: it is fit.
+    pub health: watch::Sender<Option<String>>,
     /// When the addresses' lifetimes were refreshed last.
     pub addressed_at: Mutex<Option<Instant>>,
+}
+
+/// What the core shows of itself to those who must not wait for it (S10).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// Name of the stage.
+    pub stage: &'static str,
+    /// Epoch of the last record seen; 0: none.
+    pub epoch: u64,
+    /// What keeps the service from where it should be.
+    pub problem: Option<String>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -185,7 +209,12 @@ impl Hands {
 
     /// What a former life has left (S9).
     pub async fn leftovers(&self) -> Leftovers {
-        let mut left = Leftovers { all_mounted: true, ..Leftovers::default() };
+        let mark = super::mark::Mark::at(
+            std::path::Path::new(super::start::STATE_DIR),
+            &self.service.name,
+        );
+        let mut left =
+            Leftovers { all_mounted: true, marked: mark.stands(), ..Leftovers::default() };
         for fs in &self.service.filesystems {
             let op = Op::MountState { target: self.service.mountpoint(fs) };
             let there = matches!(
@@ -207,7 +236,8 @@ impl Hands {
 
     /// A linearizable read, judged against the last record that this node saw.
     pub async fn read_record(&self) -> Event {
-        let read = match self.coordinator.read(&self.service.name).await {
+        let own = self.coordinator.read(&self.service.name);
+        let read = match relay::read_beside(self, own).await {
             Ok(read) => read,
             Err(error) => return Event::RecordUnreadable(error.to_string()),
         };
@@ -232,11 +262,13 @@ impl Hands {
             tracing::warn!("the peer is not made current while this node's right has no end");
             return CasResult::Unknown;
         }
-        let answer = match expected {
-            Some(revision) => self.coordinator.compare_and_set(name, revision, &record).await,
-            None => self.coordinator.create(name, &record).await,
+        let own = async {
+            cas_result(match expected {
+                Some(revision) => self.coordinator.compare_and_set(name, revision, &record).await,
+                None => self.coordinator.create(name, &record).await,
+            })
         };
-        let result = cas_result(answer);
+        let result = relay::write_beside(self, expected, &record, own).await;
         if let CasResult::Won { revision } = &result {
             let stored = crate::coordinator::Versioned { record, revision: *revision };
             if let Err(error) = self.last_seen.judge_and_store(Some(&stored)).await {
@@ -256,6 +288,20 @@ impl Hands {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         false
+    }
+
+    /// Shows stage and epoch to those who must not wait for the task.
+    pub fn publish_seen(&self, machine: &Machine) {
+        let seen = Seen {
+            stage: machine.stage().name(),
+            epoch: machine.record().map_or(0, |r| r.epoch),
+            problem: machine.problem().map(str::to_owned),
+        };
+        self.seen.send_if_modified(|old| {
+            let changed = *old != seen;
+            *old = seen;
+            changed
+        });
     }
 
     /// Shows the core's record to those who must not wait for the task.
@@ -288,7 +334,16 @@ impl Hands {
     /// # Errors
     /// When the kernel refuses.
     pub fn refresh_gate(&self, right: Right) -> Result<(), nasd_net::NetError> {
-        lock(&self.keeper).refresh(right)?;
+        {
+            let mut keeper = lock(&self.keeper);
+            // Under this lock [`Hands::right_is_finite`] looks: an endless right is not written any
+            // more once the wish for it has gone.
+            let alone = self.wish.borrow().is_some_and(|w| w.sole_current);
+            if right.deadline == Deadline::NEVER && !alone {
+                return Ok(());
+            }
+            keeper.refresh(right)?;
+        }
         let due =
             lock(&self.addressed_at).is_some_and(|at| at.elapsed() > self.right.valid_lft / 4);
         if due {
@@ -308,26 +363,6 @@ impl Hands {
             });
         }
         Ok(())
-    }
-
-    /// Whether the peer consents to this node's right in that epoch.
-    pub async fn peer_consents(&self, epoch: u64) -> bool {
-        let beat = ServiceBeat {
-            service: self.service.name.clone(),
-            epoch,
-            wants_right: true,
-            gate_open: self.gate_left().is_some(),
-            connections: Vec::new(),
-            config_digest: self.config_digest.clone(),
-            drbd_violations: Vec::new(),
-        };
-        let request =
-            HeartbeatRequest { node: self.me.0.clone(), sequence: 0, services: vec![beat] };
-        let Ok(reply) = self.peer_link.heartbeat(request).await else { return false };
-        reply
-            .services
-            .iter()
-            .any(|s| s.service == self.service.name && s.epoch == epoch && s.consents)
     }
 
     /// Whether a linearizable read of the record still names this node in that epoch.
@@ -419,6 +454,7 @@ impl Hands {
             _ => None,
         };
         let left = self.gate_left();
+        let view = self.drbd_view();
         let mut drbd = self.drbd.document();
         if let Some(drbd) = &mut drbd {
             drbd.violations = self.violations().await;
@@ -439,6 +475,11 @@ impl Hands {
             in_grace: server.as_ref().map(|s| s.threads > 0 && !s.grace_over),
             clients: self.connected_clients().await.iter().map(ToString::to_string).collect(),
             last_move: None,
+            hold: self.record.borrow().as_ref().and_then(|r| r.hold.clone()),
+            failover: crate::api::status::failover_unknown(),
+            fit: self.health.borrow().clone(),
+            data_uuid: view.data_uuid,
+            uuid_history: view.uuid_history,
         }
     }
 }

@@ -3,14 +3,27 @@
 //! One task per service owns the service's state ([`task`]); [`hands`] reach the kernel, nasd-io, the
 //! coordinator and the peer. No thread of nasd touches a volume (S9): that is nasd-io's job.
 
+pub mod beat;
+pub mod chores;
+pub mod connection;
 pub mod drbd;
 pub mod failpoint;
 pub mod fence;
+pub mod follow;
 pub mod handover;
+pub mod handler;
 pub mod hands;
+pub mod health;
+pub mod mark;
 pub mod moves;
 pub mod network;
+pub mod power_fence;
+pub mod relay;
 pub mod right;
+pub mod seek;
+pub mod self_fence;
 pub mod start;
 pub mod steps;
+pub mod take;
 pub mod task;
+pub mod watchdog;

@@ -1,8 +1,8 @@
-//! The keeper of the right to serve: asks for it, and turns every grant into an absolute deadline.
+//! The right to serve as it is kept: the gate with the epoch for which it is armed, and the long right
+//! that is taken before nasd ends.
 //!
-//! Keeps S4: the deadline is counted from when the request was *sent*; the gate is only refreshed
-//! while it has been armed for the same epoch, under one lock with its closing. A task of its own, so
-//! that nothing a step does can delay a refresh.
+//! Keeps S4: the gate is only refreshed while it has been armed for the same epoch, under one lock with
+//! its closing; a grant never shortens another one that still holds. [`super::beat`] asks for grants.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +11,7 @@ use nasd_net::gate::{Deadline, Gate, GateState, Which};
 use nasd_net::monotonic::MonotonicInstant;
 use tokio::sync::watch;
 
-use super::failpoint;
-use super::hands::Hands;
-use crate::core::right::{Grant, until};
+use super::hands::{Hands, blocking};
 
 /// What the core wants: the right for an epoch, without expiry if this node alone is current.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +36,8 @@ pub struct Right {
 pub struct Keeper {
     gate: Gate,
     armed: Option<u64>,
+    /// What was written last while armed.
+    until: Deadline,
     opened: Option<u64>,
     shuts: u64,
 }
@@ -45,7 +45,7 @@ pub struct Keeper {
 impl Keeper {
     /// A gate as it was found or made; not armed.
     pub fn new(gate: Gate) -> Self {
-        Self { gate, armed: None, opened: None, shuts: 0 }
+        Self { gate, armed: None, until: Deadline::PAST, opened: None, shuts: 0 }
     }
 
     /// How often it has been shut. An opening that was begun before the last shutting is void: a
@@ -65,6 +65,7 @@ impl Keeper {
             return Ok(false);
         }
         self.gate.set(Which::Both, right.deadline)?;
+        self.until = right.deadline;
         self.armed = Some(right.epoch);
         self.opened = Some(right.epoch);
         Ok(true)
@@ -75,11 +76,12 @@ impl Keeper {
     /// # Errors
     /// When the kernel refuses the write.
     pub fn refresh(&mut self, right: Right) -> Result<(), nasd_net::NetError> {
-        if self.armed == Some(right.epoch) {
-            self.gate.set(Which::Both, right.deadline)
-        } else {
-            Ok(())
+        if self.armed != Some(right.epoch) || outlasts(self.until, right.deadline) {
+            return Ok(());
         }
+        self.gate.set(Which::Both, right.deadline)?;
+        self.until = right.deadline;
+        Ok(())
     }
 
     /// Whether the gate has been open without interruption since it was opened in that epoch.
@@ -102,6 +104,7 @@ impl Keeper {
     /// When the kernel refuses the write.
     pub fn close(&mut self, which: Which) -> Result<(), nasd_net::NetError> {
         self.armed = None;
+        self.until = Deadline::PAST;
         self.shuts += 1;
         self.gate.close(which)
     }
@@ -113,55 +116,6 @@ impl Keeper {
     pub fn read(&self) -> Result<GateState, nasd_net::NetError> {
         self.gate.read()
     }
-}
-
-/// Asks for the right as long as somebody wants it. Ends with the service's task.
-pub async fn keep(
-    hands: Arc<Hands>,
-    mut wish: watch::Receiver<Option<Wish>>,
-    granted: watch::Sender<Option<Right>>,
-) {
-    loop {
-        let wanted = *wish.borrow_and_update();
-        if let Some(wanted) = wanted {
-            renew(&hands, wanted, &granted).await;
-        } else {
-            granted.send_replace(None);
-        }
-        let pause = tokio::time::sleep(hands.heartbeat());
-        tokio::select! {
-            () = pause => {}
-            changed = wish.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn renew(hands: &Hands, wanted: Wish, granted: &watch::Sender<Option<Right>>) {
-    let Some((grant, requested)) = ask(hands, wanted).await else { return };
-    let deadline = match until(grant, hands.ttl()) {
-        None => Deadline::NEVER,
-        Some(ttl) => Deadline::after(requested, ttl),
-    };
-    let right = Right { epoch: wanted.epoch, deadline };
-    failpoint::hit("right-before-refresh");
-    if let Err(error) = hands.refresh_gate(right) {
-        tracing::error!(%error, "the gate could not be refreshed; it shuts by itself");
-    }
-    granted.send_replace(Some(right));
-}
-
-/// The peer first: it costs one packet. The coordinator only when the peer does not consent. Each
-/// grant comes with the time at which *its* request was sent.
-async fn ask(hands: &Hands, wanted: Wish) -> Option<(Grant, MonotonicInstant)> {
-    let requested = MonotonicInstant::now();
-    if wanted.sole_current {
-        return Some((Grant::SoleCurrent, requested));
-    }
-    if hands.peer_consents(wanted.epoch).await {
-        return Some((Grant::Peer, requested));
-    }
-    let requested = MonotonicInstant::now();
-    hands.record_consents(wanted.epoch).await.then_some((Grant::Record, requested))
 }
 
 /// The right for an epoch, waited for at most that long.
@@ -176,4 +130,55 @@ pub async fn wait_for(
     };
     let found = tokio::time::timeout(limit, granted.wait_for(fresh)).await;
     found.ok()?.ok().and_then(|r| *r)
+}
+
+/// Whether what holds lasts longer than what was granted now: a grant is a promise, and a shorter one
+/// takes nothing back. A right without end is none: it must get one as soon as it is asked for (S4).
+fn outlasts(holds: Deadline, granted: Deadline) -> bool {
+    holds != Deadline::NEVER && holds > granted
+}
+
+/// How often the peer is asked for the long right.
+const LONG_TRIES: u32 = 3;
+
+/// Takes the long right before nasd ends, so that an upgrade interrupts nothing (S9): only the peer can
+/// grant it, because only the peer must wait for its end. False: the service goes silent when the
+/// ordinary right ends, unless nasd is back before.
+pub async fn take_long(hands: &Hands) -> bool {
+    let Some(wanted) = (*hands.wish.borrow()).filter(|_| hands.gate_left().is_some()) else {
+        return true;
+    };
+    let timing = hands.timing();
+    if !wanted.sole_current && !ask_for_long(hands, wanted.epoch, timing.long_ttl).await {
+        return false;
+    }
+    // The second belt must outlast the first: nobody renews the addresses while nasd is away.
+    let (network, lifetime) = (Arc::clone(&hands.network), timing.long_ttl + timing.valid_lft);
+    blocking(move || network.add_addresses(lifetime)).await.is_some()
+}
+
+async fn ask_for_long(hands: &Hands, epoch: u64, life: Duration) -> bool {
+    for _ in 0..LONG_TRIES {
+        let requested = MonotonicInstant::now();
+        if hands.call_peer(None, Some((epoch, life))).await {
+            let right = Right { epoch, deadline: Deadline::after(requested, life) };
+            return hands.refresh_gate(right).is_ok();
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s4_a_grant_never_shortens_another_but_an_endless_right_gets_an_end() {
+        let at = |s: u64| Deadline::after(MonotonicInstant::from_nanos(0), Duration::from_secs(s));
+        assert!(outlasts(at(20), at(2)), "the long right stays");
+        assert!(!outlasts(at(1), at(2)));
+        assert!(!outlasts(Deadline::NEVER, at(2)), "two members: the peer must be able to wait");
+        assert!(!outlasts(at(20), Deadline::NEVER));
+        assert!(!outlasts(Deadline::PAST, at(2)));
+    }
 }

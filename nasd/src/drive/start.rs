@@ -14,18 +14,23 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::drbd::{self, DrbdError, Follower, Resource};
+use super::drbd::{DrbdError, Resource};
 use super::fence;
-use super::hands::Hands;
+use super::follow::{self, Follower};
+use super::hands::{Hands, Seen};
 use super::network::Network;
+use super::beat;
 use super::right::{self, Keeper};
 use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
+use super::watchdog;
 use crate::api::control::{ControlService, Services};
 use crate::config::{Config, CoordinatorConfig, NodeConfig, ServiceConfig};
 use crate::coordinator::{self, CoordinatorError, LastSeen};
 use crate::core::machine::{Event, Machine};
 use crate::core::record::NodeName;
+use crate::core::timing::Timing;
 use crate::io::Launcher;
+use crate::observe::history::History;
 use crate::observe::timeline::Timeline;
 use crate::peer::link::{Link, LinkError};
 use crate::peer::server::{Entry, PeerService};
@@ -100,6 +105,7 @@ struct Common {
 /// # Errors
 /// [`StartError`].
 pub async fn run(config: Config) -> Result<(), StartError> {
+    let left_watchdog = watchdog::inherited();
     let hostname = nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned();
     let nodes = config.nodes.iter().map(|n| n.name.0.clone()).collect::<Vec<_>>().join(", ");
     let me =
@@ -110,6 +116,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     })?;
     let link = Link::new(&peer, &config.peer)?;
     let coordinator: SharedCoordinator = coordinator::open(&config, Path::new(STATE_DIR)).await?;
+    let nas: Vec<_> = config.nodes.iter().map(|n| n.address.ip()).collect();
+    coordinator.attend(&me.name.0, me.address.ip(), &nas);
     let common = Common {
         me: me.name.clone(),
         peer: peer.clone(),
@@ -121,11 +129,15 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (mut by_name, mut followers, mut records) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
     for service in &config.services {
         let (entry, follower) = start_service(&common, &config, service).await?;
-        records.insert(service.drbd.clone(), entry.hands.record.subscribe());
+        let source = fence::Source {
+            record: entry.hands.record.subscribe(),
+            seen: entry.hands.drbd.slot(),
+        };
+        records.insert(service.drbd.clone(), source);
         by_name.insert(service.name.clone(), entry);
         followers.push(follower);
     }
-    drbd::follow(followers).map_err(io("start the DRBD event thread"))?;
+    follow::follow(followers).map_err(io("start the DRBD event thread"))?;
     let services = Services {
         by_name: Arc::new(by_name),
         me: common.me.clone(),
@@ -142,7 +154,23 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         tracing::info!(service = entry.hands.service.name, ?left, "found");
         drop(entry.handle.send(Command::Event(Event::Started(left))).await);
     }
+    guard(&config, left_watchdog, &services);
     serve(&config, &me, services, records).await
+}
+
+/// Behind everything that can fail at a start: a nasd that cannot run must not reset its node over
+/// and over.
+fn guard(config: &Config, left: Option<std::fs::File>, services: &Services) {
+    match (&config.watchdog, left) {
+        (Some(device), left) => {
+            let tasks = services.by_name.values().map(|entry| entry.handle.clone()).collect();
+            if let Err(error) = watchdog::start(device, left, tasks) {
+                tracing::error!(%error, "no watchdog guards this node");
+            }
+        }
+        (None, Some(left)) => watchdog::give_up(left),
+        (None, None) => {}
+    }
 }
 
 fn io_program() -> PathBuf {
@@ -176,6 +204,7 @@ async fn start_service(
     let hands = Arc::new(Hands {
         me: common.me.clone(),
         peer: common.peer.name.clone(),
+        peer_fence: common.peer.fence.clone(),
         service: service.clone(),
         config_digest: common.digest.clone(),
         right: config.right,
@@ -188,6 +217,7 @@ async fn start_service(
         wish,
         granted,
         timeline: Timeline::default(),
+        history: History::open(Path::new(STATE_DIR), &service.name),
         launcher: Launcher {
             program: common.io_program.clone(),
             socket: service.run_dir().join("io.sock"),
@@ -198,15 +228,25 @@ async fn start_service(
         mirror: Mutex::default(),
         clients: Mutex::default(),
         record: watch::channel(None).0,
+        seen: watch::channel(Seen::default()).0,
+        beats: beat::Beats::default(),
+        health: watch::channel(None).0,
         addressed_at: Mutex::default(),
     });
-    tokio::spawn(right::keep(Arc::clone(&hands), wish_rx, granted_tx));
+    tokio::spawn(beat::keep(Arc::clone(&hands), handle.clone(), wish_rx, granted_tx));
     tokio::spawn(watch_record(Arc::clone(&hands), handle.clone()));
+    tokio::spawn(super::health::watch(Arc::clone(&hands), handle.clone()));
     let founds = service.preferred.as_ref().unwrap_or(&config.nodes[0].name) == &common.me;
-    let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds);
+    let right = &config.right;
+    let timing = Timing::new(right.ttl, right.heartbeat, right.valid_lft);
+    let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds, timing);
+    let home = service.preferred.as_ref() == Some(&common.peer.name);
+    let machine = match service.failback_after.filter(|_| home) {
+        Some(after) => machine.with_failback(after),
+        None => machine,
+    };
     tokio::spawn(ServiceTask::new(machine, Arc::clone(&hands), inbox, handle.clone()).run());
-    let follower =
-        Follower { resource: service.drbd.clone(), slot: resource.slot(), handle: handle.clone() };
+    let follower = Follower { resource, handle: handle.clone() };
     Ok((Entry { handle, hands }, follower))
 }
 
@@ -266,7 +306,7 @@ async fn serve(
         result = control => result?,
         result = peer => result?,
         result = fence => result.map_err(io("answer fence-peer"))?,
-        () = terminated() => tracing::info!("asked to end; services go on until their right runs out"),
+        () = take_leave(&services) => {}
     }
     Ok(())
 }
@@ -281,6 +321,24 @@ fn notify_ready() {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "no service manager to tell");
     }
+}
+
+/// S9: before nasd ends, its services get rights that last until it is back.
+async fn take_leave(services: &Services) {
+    terminated().await;
+    let each = services.by_name.values().map(|entry| async {
+        let limit = Duration::from_secs(3);
+        let taken = tokio::time::timeout(limit, right::take_long(&entry.hands)).await;
+        (entry.hands.service.name.as_str(), taken.unwrap_or(false))
+    });
+    for (service, taken) in futures_util::future::join_all(each).await {
+        if taken {
+            tracing::info!(service, "asked to end; the service goes on with a long right");
+        } else {
+            tracing::warn!(service, "asked to end without a long right: it goes on for a moment only");
+        }
+    }
+    watchdog::part();
 }
 
 async fn terminated() {

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant, SystemTime};
 use nasd_net::gate::Which;
 use nasd_nfsd::exports::Export;
 
+use super::drbd::Evidence;
 use super::failpoint;
 use super::hands::{Hands, blocking, lock};
 use super::right;
+use super::take;
 use crate::config::{FilesystemConfig, ServiceConfig};
 use crate::core::machine::StepContext;
 use crate::core::step::{DRAIN, Proof, Step, StepError};
@@ -118,6 +120,8 @@ impl Hands {
             Step::Probe => self.probe().await,
             Step::OpenGate => self.open_gate(context).await,
             Step::Tickle => self.tickle(),
+            Step::TakeReady => self.take_ready().await,
+            Step::ForceDisconnect => self.force_disconnect().await,
         }
         .map(|()| None)
     }
@@ -196,20 +200,41 @@ impl Hands {
         on_thread(Step::Demote, move || drbd.demote(Step::Demote.deadline())).await
     }
 
+    // ---- take --------------------------------------------------------------------------------
+
+    /// H3: what can fail without the volume fails here, before anybody else is excluded.
+    async fn take_ready(&self) -> Result<(), StepError> {
+        take::ready(self).await.map_err(|obstacles| StepError::Refused {
+            step: Step::TakeReady.name(),
+            reason: obstacles.join("; "),
+        })
+    }
+
+    async fn force_disconnect(&self) -> Result<(), StepError> {
+        let drbd = Arc::clone(&self.drbd);
+        let limit = Step::ForceDisconnect.deadline().saturating_sub(Duration::from_millis(200));
+        on_thread(Step::ForceDisconnect, move || {
+            let cut = drbd.force_disconnect(limit);
+            cut.map_err(|e| StepError::ProofGone { reason: e.to_string() })
+        })
+        .await
+    }
+
     // ---- open --------------------------------------------------------------------------------
 
     async fn promote(&self, context: &StepContext) -> Result<(), StepError> {
-        let released = match context.proof {
+        let evidence = match context.proof {
             None => {
                 let reason = "the core gave no proof".to_owned();
                 return Err(StepError::ProofGone { reason });
             }
             Some(Proof::AlreadyPrimary) => return Ok(()),
-            Some(Proof::Released) => true,
-            Some(Proof::SoleCurrent) => false,
+            Some(Proof::Released) => Evidence::Released,
+            Some(Proof::SoleCurrent) => Evidence::Record,
+            Some(Proof::Frozen) => Evidence::Frozen,
         };
         let drbd = Arc::clone(&self.drbd);
-        on_thread(Step::Promote, move || drbd.promote(released, Step::Promote.deadline())).await
+        on_thread(Step::Promote, move || drbd.promote(evidence, Step::Promote.deadline())).await
     }
 
     async fn mount(&self) -> Result<(), StepError> {

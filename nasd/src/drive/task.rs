@@ -4,25 +4,29 @@
 //! gates; that is [`crate::core::machine`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use nasd_proto::{
-    ClientStall, Endpoint, MoveEvent, Outcome, move_event::Kind, outcome::Result as MoveResult,
-};
+use nasd_proto::{ClientStall, Endpoint, MoveEvent, outcome::Result as MoveResult};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use super::handover::{self, HandOverNews};
+mod effects;
+mod telling;
+
 use super::hands::{Hands, lock};
 use super::moves;
 use super::right::Wish;
-use crate::api::status::{LastMove, ServiceStatus};
+use crate::api::status::ServiceStatus;
 use crate::coordinator::{CasOutcome, Coordinator, CoordinatorError, Versioned as Stored};
-use crate::core::machine::{CasResult, Effect, Event, Machine, MoveEnd, Versioned};
+use crate::core::machine::{CasResult, Event, Machine, Versioned};
+use crate::core::record::Record;
 use crate::core::view::Now;
+use telling::{Tally, outcome_event};
 
 /// How often the core looks at the time when nothing happens.
 const TICK: Duration = Duration::from_millis(100);
+/// Time for a hold to be seen in the record.
+const HOLD: Duration = Duration::from_secs(6);
 
 /// What others ask of the task.
 #[derive(Debug)]
@@ -31,8 +35,21 @@ pub enum Command {
     Event(Event),
     /// The status document's entry.
     Status(oneshot::Sender<ServiceStatus>),
-    /// The other node asks for its right: its epoch, and the answer.
-    Consent(u64, oneshot::Sender<Consent>),
+    /// The other node asks for its right.
+    Consent {
+        /// The epoch for which it asks.
+        epoch: u64,
+        /// How long the grant would live from its request.
+        ttl: Duration,
+        /// The answer.
+        reply: oneshot::Sender<Consent>,
+    },
+    /// An operator wants the service taken over here (who, and why); the events go to the listener.
+    TakeOver(String, mpsc::Sender<MoveEvent>),
+    /// The owner cannot serve and asks this node to take over; the answer says whether it begins.
+    AskedTakeover(String, oneshot::Sender<Result<(), String>>),
+    /// No automatic action from now on (who asked), or again; answered when the record shows it.
+    Hold(Option<String>, oneshot::Sender<Result<(), String>>),
     /// An operator's move; the events go to the listener.
     Switchover(moves::Request, mpsc::Sender<MoveEvent>),
     /// Undo the move.
@@ -93,21 +110,6 @@ pub struct ServiceTask {
     tally: Tally,
 }
 
-/// What is told about the move that runs or ran.
-#[derive(Debug, Default)]
-struct Tally {
-    silent_since: Option<Instant>,
-    silent_before: Duration,
-    silent: Duration,
-    outcome: Option<Outcome>,
-    last: Option<LastMove>,
-    /// On the target: the epoch of the hand-over and the old owner's ear. Verdicts go there and
-    /// nowhere else.
-    answer_to: Option<(u64, mpsc::Sender<MoveEvent>)>,
-    /// The hand-over of that epoch has been opened; its clients are watched.
-    opened: Option<u64>,
-}
-
 impl ServiceTask {
     /// A task for one service; run it with [`ServiceTask::run`].
     pub fn new(
@@ -142,13 +144,10 @@ impl ServiceTask {
         match command {
             Command::Event(event) => self.feed(event),
             Command::Status(reply) => self.status(reply),
-            Command::Consent(epoch, reply) => {
-                self.machine.heard_epoch(epoch);
-                let mine = self.machine.record().map_or(0, |r| r.epoch);
-                let consent = Consent { epoch: mine, consents: self.machine.consents(epoch) };
-                let _ = reply.send(consent);
-                self.feed(Event::Tick);
-            }
+            Command::Consent { epoch, ttl, reply } => self.consent(epoch, ttl, reply),
+            Command::TakeOver(reason, listener) => self.take_over(reason, listener),
+            Command::AskedTakeover(reason, reply) => self.asked_takeover(reason, reply),
+            Command::Hold(by, reply) => self.hold(by, reply),
             Command::Switchover(request, listener) => self.switchover(request, listener),
             Command::Abort(reply) => {
                 let moving = matches!(self.machine.stage().name(), "preparing" | "cutting");
@@ -160,6 +159,51 @@ impl ServiceTask {
             Command::Begin(request, listener) => self.begin(request, listener),
             Command::ClientsBack(epoch, clients) => self.clients_back(epoch, clients),
         }
+    }
+
+    fn consent(&mut self, epoch: u64, ttl: Duration, reply: oneshot::Sender<Consent>) {
+        let now = self.now();
+        self.machine.heard_epoch(epoch);
+        let mine = self.machine.record().map_or(0, |r| r.epoch);
+        let consents = self.machine.consent(now, epoch, ttl);
+        // An asker that has given up needs no answer; the grant counts all the same.
+        let _ = reply.send(Consent { epoch: mine, consents });
+        self.feed(Event::Tick);
+    }
+
+    fn take_over(&mut self, reason: String, listener: mpsc::Sender<MoveEvent>) {
+        if self.machine.stage().name() == "serving" {
+            let here = format!("{} serves already", self.hands.me);
+            let refused = self.opened_outcome(MoveResult::Refused, here);
+            let _ = listener.try_send(outcome_event(refused));
+            return;
+        }
+        self.tally.silent_before = Duration::ZERO;
+        self.tally.silent_since = Some(Instant::now());
+        self.hands.timeline.listen(listener);
+        self.feed(Event::TakeOver { reason });
+    }
+
+    fn asked_takeover(&mut self, reason: String, reply: oneshot::Sender<Result<(), String>>) {
+        self.note("takeover", "asked", &reason);
+        self.feed(Event::TakeOver { reason });
+        let begun = self.machine.stage().name() == "taking-over";
+        let why = || self.machine.problem().unwrap_or("not now").to_owned();
+        let _ = reply.send(if begun { Ok(()) } else { Err(why()) });
+    }
+
+    fn hold(&mut self, by: Option<String>, reply: oneshot::Sender<Result<(), String>>) {
+        let record = self.hands.record.subscribe();
+        self.feed(Event::Hold(by.clone()));
+        tokio::spawn(async move {
+            let shows = |r: &Option<Record>| r.as_ref().is_some_and(|r| r.hold == by);
+            let mut record = record;
+            let shown = tokio::time::timeout(HOLD, record.wait_for(shows)).await;
+            let _ = reply.send(match shown {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err("the coordinator has not confirmed it; it is tried again".to_owned()),
+            });
+        });
     }
 
     fn target_facts(&self) -> TargetFacts {
@@ -175,11 +219,12 @@ impl ServiceTask {
             self.machine.stage().name().to_owned(),
             self.machine.problem().map(str::to_owned),
             self.machine.record().cloned(),
+            self.machine.failover_ready(self.now()),
         );
         let (hands, last) = (Arc::clone(&self.hands), self.tally.last.clone());
         tokio::spawn(async move {
             let mut status = hands.status().await;
-            (status.stage, status.problem, status.record) = machine;
+            (status.stage, status.problem, status.record, status.failover) = machine;
             status.last_move = last;
             drop(reply.send(status));
         });
@@ -227,15 +272,17 @@ impl ServiceTask {
     }
 
     fn feed(&mut self, event: Event) {
-        self.note(&event);
+        self.prepare_tally(&event);
+        let before = self.machine.stage().name();
         let effects = self.machine.step(self.now(), event);
         self.publish();
+        self.note_stage(before);
         for effect in effects {
             self.execute(effect);
         }
     }
 
-    fn note(&mut self, event: &Event) {
+    fn prepare_tally(&mut self, event: &Event) {
         if let Event::Switchover { .. } = event {
             self.tally.silent_before = Duration::ZERO;
             self.tally.silent_since = None;
@@ -257,185 +304,11 @@ impl ServiceTask {
             *old = wish;
             changed
         });
-        self.hands.publish_record(self.machine.record());
+        self.hands.publish_seen(&self.machine);
+        // Whose outcome is open is nobody's evidence: DRBD's helper must not be told from it (C5).
+        self.hands.publish_record(self.machine.record().filter(|_| self.machine.is_settled()));
     }
 
-    fn execute(&mut self, effect: Effect) {
-        match effect {
-            Effect::Run { run, step, context } => {
-                if step.name() == "close-inbound" {
-                    self.tally.silent_since = Some(Instant::now());
-                }
-                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-                tokio::spawn(async move {
-                    let result = hands.run(step, context).await;
-                    drop(tell.send(Command::Event(Event::Ran { run, result })).await);
-                });
-            }
-            Effect::Read => {
-                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-                tokio::spawn(async move {
-                    let event = hands.read_record().await;
-                    drop(tell.send(Command::Event(event)).await);
-                });
-            }
-            Effect::Cas { run, expected, record } => {
-                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-                tokio::spawn(async move {
-                    let result = hands.write_record(expected, record).await;
-                    drop(tell.send(Command::Event(Event::Cas { run, result })).await);
-                });
-            }
-            Effect::Warm { run, epoch, .. } => {
-                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-                tokio::spawn(async move {
-                    let result = moves::warm(&hands, epoch).await;
-                    drop(tell.send(Command::Event(Event::Warmed { run, result })).await);
-                });
-            }
-            Effect::HandOver { run, epoch, .. } => self.call_target(run, epoch),
-            Effect::MoveEnded(end) => self.move_ended(end),
-            Effect::OpeningEnded(result) => self.opening_ended(result),
-        }
-    }
-
-    fn call_target(&mut self, run: u64, epoch: u64) {
-        let silent_for = self.tally.silent_since.map_or(Duration::ZERO, |t| t.elapsed());
-        self.tally.silent_before = silent_for;
-        self.tally.silent_since = Some(Instant::now());
-        let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-        tokio::spawn(async move {
-            let news = |news: HandOverNews| {
-                let tell = tell.clone();
-                async move {
-                    let command = match news {
-                        HandOverNews::Ended(result) => {
-                            Command::Event(Event::HandOverEnded { run, result })
-                        }
-                        HandOverNews::Clients(clients) => Command::ClientsBack(epoch, clients),
-                    };
-                    drop(tell.send(command).await);
-                }
-            };
-            handover::call(&hands, epoch, silent_for, news).await;
-        });
-    }
-
-    /// On the old owner (or after a rollback): the operator's answer.
-    fn move_ended(&mut self, end: MoveEnd) {
-        let since = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
-        let epoch = self.machine.record().map_or(0, |r| r.epoch);
-        let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
-        let (result, message, owner) = match end {
-            MoveEnd::Moved => (MoveResult::Moved, String::new(), peer.clone()),
-            MoveEnd::RolledBack(why) => (MoveResult::RolledBack, why, me.clone()),
-            MoveEnd::Failed(why) => (MoveResult::Failed, why, String::new()),
-        };
-        self.tally.silent = if result == MoveResult::Moved || !since.is_zero() {
-            self.tally.silent_before + since
-        } else {
-            Duration::ZERO
-        };
-        tracing::info!(result = result.as_str_name(), %message, silent = ?self.tally.silent, "move ended");
-        let outcome = Outcome {
-            result: result.into(),
-            message,
-            owner,
-            epoch,
-            silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
-            clients: Vec::new(),
-        };
-        self.remember_move(&me, &peer, result);
-        if result == MoveResult::Moved {
-            self.wait_for_clients(outcome);
-        } else {
-            self.hands.timeline.outcome(outcome);
-            self.hands.timeline.hang_up();
-        }
-    }
-
-    /// The service is open; the operator also wants to know when each client was back.
-    fn wait_for_clients(&mut self, outcome: Outcome) {
-        let epoch = outcome.epoch;
-        self.tally.outcome = Some(outcome);
-        let tell = self.me_tx.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(4)).await;
-            drop(tell.send(Command::ClientsBack(epoch, Vec::new())).await);
-        });
-    }
-
-    fn clients_back(&mut self, epoch: u64, clients: Vec<ClientStall>) {
-        if self.tally.opened == Some(epoch) {
-            self.tally.opened = None;
-            if let Some((_, listener)) = self.tally.answer_to.take() {
-                let told = self.opened_outcome(MoveResult::Moved, String::new());
-                // The old owner may have gone; the move is done all the same.
-                let _ = listener.try_send(outcome_event(Outcome { clients, ..told }));
-            }
-            self.hands.timeline.hang_up();
-        } else if self.tally.outcome.as_ref().is_some_and(|o| o.epoch == epoch)
-            && let Some(outcome) = self.tally.outcome.take()
-        {
-            self.hands.timeline.outcome(Outcome { clients, ..outcome });
-            self.hands.timeline.hang_up();
-        }
-    }
-
-    fn opened_outcome(&self, result: MoveResult, message: String) -> Outcome {
-        Outcome {
-            result: result.into(),
-            message,
-            owner: self.hands.me.0.clone(),
-            epoch: self.machine.record().map_or(0, |r| r.epoch),
-            silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
-            clients: Vec::new(),
-        }
-    }
-
-    /// On the target: the answer to the old owner, then the watch on its clients.
-    fn opening_ended(&mut self, result: Result<(), String>) {
-        let here = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
-        self.tally.silent = self.tally.silent_before + here;
-        let Some((epoch, listener)) = self.tally.answer_to.clone() else { return };
-        match result {
-            Ok(()) => {
-                let told = self.opened_outcome(MoveResult::Moved, String::new());
-                let _ = listener.try_send(outcome_event(told));
-                self.tally.opened = Some(epoch);
-                let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
-                self.remember_move(&peer, &me, MoveResult::Moved);
-                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
-                let silent = self.tally.silent;
-                tokio::spawn(async move {
-                    let clients = handover::watch_clients(&hands, silent).await;
-                    drop(tell.send(Command::ClientsBack(epoch, clients)).await);
-                });
-            }
-            Err(reason) => {
-                self.tally.answer_to = None;
-                let told = self.opened_outcome(MoveResult::Failed, reason);
-                let _ = listener.try_send(outcome_event(told));
-                self.hands.timeline.hang_up();
-            }
-        }
-    }
-
-    fn remember_move(&mut self, from: &str, to: &str, result: MoveResult) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let result = match result {
-            MoveResult::Moved => "moved",
-            MoveResult::RolledBack => "rolled-back",
-            _ => "failed",
-        };
-        self.tally.last = Some(LastMove {
-            from: from.to_owned(),
-            to: to.to_owned(),
-            result: result.to_owned(),
-            silent_ms: u64::try_from(self.tally.silent.as_millis()).unwrap_or(u64::MAX),
-            ended_unix_s: now.as_secs(),
-        });
-    }
 }
 
 /// A stored record in the core's form.
@@ -455,10 +328,6 @@ pub fn cas_result(answer: Result<CasOutcome, CoordinatorError>) -> CasResult {
             CasResult::Unknown
         }
     }
-}
-
-fn outcome_event(outcome: Outcome) -> MoveEvent {
-    MoveEvent { kind: Some(Kind::Outcome(outcome)) }
 }
 
 /// A coordinator shared by all services.

@@ -141,6 +141,17 @@ pub enum Op {
         /// For everything.
         deadline_ms: u64,
     },
+    /// As [`Op::Probe`], for health: beside it, under another name at the server, so that one
+    /// that hangs does not stand in an opening's way.
+    Pulse {
+        /// Name below the root.
+        export: String,
+        /// For everything.
+        deadline_ms: u64,
+    },
+    /// Counters that move while the server makes progress. Touches neither the volume nor the
+    /// lock that starting and stopping a server hold.
+    Progress,
     /// The client records, for the peer's mirror.
     Records,
     /// Ignore removals of client records (gate closed, and for one lease after)?
@@ -171,6 +182,8 @@ impl Op {
             Op::ServerStop => "server_stop",
             Op::ServerStatus => "server_status",
             Op::Probe { .. } => "probe",
+            Op::Pulse { .. } => "pulse",
+            Op::Progress => "progress",
             Op::Records => "records",
             Op::IgnoreRemovals { .. } => "ignore_removals",
             Op::Exit => "exit",
@@ -255,7 +268,13 @@ pub enum Answer {
     },
     /// To [`Op::ServerStatus`].
     Status(Box<ServerStatus>),
-    /// To [`Op::Probe`]: scope, UUID and kind are as they must be.
+    /// To [`Op::Progress`].
+    Progress {
+        /// Operations completed for clients, probes left out; wraps. Absent where the kernel does
+        /// not count per namespace.
+        operations: Option<u64>,
+    },
+    /// To [`Op::Probe`] and [`Op::Pulse`]: scope, UUID and kind are as they must be.
     Probed {
         /// Duration.
         took_ms: u64,

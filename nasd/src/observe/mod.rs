@@ -1,5 +1,6 @@
-//! What is told to people: the timeline of a move and tracing's set-up.
+//! What is told to people: the timeline of a move, a service's history and tracing's set-up.
 
+pub mod history;
 pub mod timeline;
 
 use tracing_subscriber::EnvFilter;

@@ -1,12 +1,17 @@
-//! Calls to the other nasd. One lazy connection, re-made by itself; deadlines per call.
+//! Calls to the other nasd. Lazy connections, re-made by themselves; deadlines per call.
+//!
+//! Beats have a connection of their own: nothing large is ever in front of them, and a path that came
+//! back is used again at once instead of after TCP's back-off.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_proto::peer_client::PeerClient;
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, CheckTargetReply, CheckTargetRequest, HandOverRequest,
-    HeartbeatReply, HeartbeatRequest, MoveEvent, PrepareReply, PrepareRequest, StatusReply,
+    AbortMoveReply, AbortMoveRequest, AskTakeoverReply, AskTakeoverRequest, CheckTargetReply,
+    CheckTargetRequest, HandOverRequest, HeartbeatReply, HeartbeatRequest, HistoryReply,
+    HistoryRequest, MoveEvent, PrepareReply, PrepareRequest, RelayReply, RelayRequest, StatusReply,
     StatusRequest, SwitchoverRequest,
 };
 use thiserror::Error;
@@ -32,6 +37,10 @@ pub enum LinkError {
     },
 }
 
+/// Limit of one attempt to connect.
+const CHECK_CONNECT: Duration = Duration::from_secs(1);
+/// The same for beats: no longer than one beat's time, so that a path that came back is found soon.
+const BEAT_CONNECT: Duration = HEARTBEAT;
 /// Time for one heartbeat; below the smallest right (S4).
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Time for pre-flight and status, which look at processes and mounts.
@@ -39,10 +48,20 @@ const CHECK: Duration = Duration::from_secs(5);
 /// Time for preparing the target.
 const PREPARE: Duration = Duration::from_secs(15);
 
+/// Time for the peer to pass something on to the coordinator and back.
+const RELAY: Duration = Duration::from_millis(1500);
+/// Pings of the connection for beats, and how long one may stay unanswered: a connection that fell
+/// silent is given up after about a right's TTL.
+const BEAT_PING: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1000));
+/// Pings of the other connection.
+const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
 /// A handle for calling the peer; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Link {
     client: PeerClient<Channel>,
+    beats: PeerClient<Channel>,
+    address: SocketAddr,
     heard: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -52,18 +71,15 @@ impl Link {
     /// # Errors
     /// When keys or address cannot be used.
     pub fn new(peer: &NodeConfig, keys: &TlsPaths) -> Result<Self, LinkError> {
-        let address = format!("https://{}", peer.address);
-        let failed = |source| LinkError::Transport { address: address.clone(), source };
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(failed)?
-            .connect_timeout(Duration::from_secs(1))
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(1))
-            .keep_alive_timeout(Duration::from_secs(2))
-            .tls_config(tls::client(keys, &peer.name.0)?)
-            .map_err(failed)?;
-        let client = PeerClient::new(endpoint.connect_lazy());
-        Ok(Self { client, heard: Arc::default() })
+        let client = PeerClient::new(channel(peer, keys, CHECK_CONNECT, PING)?);
+        let beats = PeerClient::new(channel(peer, keys, BEAT_CONNECT, BEAT_PING)?);
+        Ok(Self { client, beats, address: peer.address, heard: Arc::default() })
+    }
+
+    /// Where the peer's nasd listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Time since the peer was heard last.
@@ -85,13 +101,47 @@ impl Link {
         answer.map(tonic::Response::into_inner)
     }
 
-    /// Asks for the right.
+    /// Beats, and asks for the right. Ends in time also while the connection is being made.
     ///
     /// # Errors
     /// gRPC's status; no answer is a no.
     pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, Status> {
-        let answer = self.client.clone().heartbeat(within(request, HEARTBEAT)).await;
-        self.answered(answer)
+        let mut client = self.beats.clone();
+        let call = client.heartbeat(within(request, HEARTBEAT));
+        self.answered(in_time(HEARTBEAT, call).await)
+    }
+
+    /// Asks the peer to read or write the record for this node (H6).
+    ///
+    /// # Errors
+    /// gRPC's status: whether it was written is then unknown.
+    pub async fn relay(&self, request: RelayRequest) -> Result<RelayReply, Status> {
+        let mut client = self.client.clone();
+        let call = client.relay(within(request, RELAY));
+        self.answered(in_time(RELAY, call).await)
+    }
+
+    /// Asks the peer to take over: this node cannot serve and cannot let go in good order.
+    ///
+    /// # Errors
+    /// gRPC's status.
+    pub async fn ask_takeover(
+        &self,
+        request: AskTakeoverRequest,
+    ) -> Result<AskTakeoverReply, Status> {
+        let mut client = self.client.clone();
+        let call = client.ask_takeover(within(request, CHECK));
+        self.answered(in_time(CHECK, call).await)
+    }
+
+    /// The peer's own history of a service.
+    ///
+    /// # Errors
+    /// gRPC's status.
+    pub async fn history(&self, request: HistoryRequest) -> Result<HistoryReply, Status> {
+        let mut client = self.client.clone();
+        let call = client.history(within(request, CHECK));
+        self.answered(in_time(CHECK, call).await)
     }
 
     /// The target's half of the pre-flight.
@@ -163,4 +213,32 @@ fn within<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
+}
+
+/// The call's own deadline covers the call; this one covers waiting for a connection as well.
+async fn in_time<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let late = || Status::deadline_exceeded(format!("no answer within {limit:?}"));
+    tokio::time::timeout(limit, call).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn channel(
+    peer: &NodeConfig,
+    keys: &TlsPaths,
+    connect: Duration,
+    (ping, limit): (Duration, Duration),
+) -> Result<Channel, LinkError> {
+    let address = format!("https://{}", peer.address);
+    let failed = |source| LinkError::Transport { address: address.clone(), source };
+    let endpoint = Endpoint::from_shared(address.clone())
+        .map_err(failed)?
+        .connect_timeout(connect)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(ping)
+        .keep_alive_timeout(limit)
+        .tls_config(tls::client(keys, &peer.name.0)?)
+        .map_err(failed)?;
+    Ok(endpoint.connect_lazy())
 }

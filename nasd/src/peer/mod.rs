@@ -3,6 +3,7 @@
 //! The other node's identity is the name in its certificate, which must be the configured one (a
 //! service's addresses are never asked). An answer that does not come is a no (S12).
 
+pub mod beat;
 pub mod link;
 pub mod server;
 pub mod tls;

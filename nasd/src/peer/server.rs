@@ -3,25 +3,30 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nasd_proto::peer_server::Peer;
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, CheckTargetReply, CheckTargetRequest, Finding,
-    HandOverRequest, HeartbeatReply, HeartbeatRequest, MoveEvent, PrepareReply, PrepareRequest,
+    AbortMoveReply, AbortMoveRequest, AskTakeoverReply, AskTakeoverRequest, CheckTargetReply,
+    CheckTargetRequest, Finding, HandOverRequest, HeartbeatReply, HeartbeatRequest, HistoryReply,
+    HistoryRequest, MoveEvent, PrepareReply, PrepareRequest, RelayReply, RelayRequest, ServiceBeat,
     ServiceConsent, StatusReply, StatusRequest, SwitchoverRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::beat;
 use crate::api::control::Services;
 use crate::core::machine::Event;
 use crate::core::preflight::{Finding as CoreFinding, violation};
 use crate::drive::hands::Hands;
-use crate::drive::moves;
 use crate::drive::task::{Command, HandOverCall, Handle, TargetFacts};
+use crate::drive::{moves, relay};
 
 /// Time for a task to answer from memory.
 const ANSWER: Duration = Duration::from_millis(400);
+/// Time for a task to consent: the asker waits about as long for the whole beat.
+const CONSENT: Duration = Duration::from_millis(200);
 
 /// One service as the servers reach it.
 #[derive(Clone)]
@@ -43,12 +48,20 @@ pub async fn ask<T>(
     handle: &Handle,
     make: impl FnOnce(oneshot::Sender<T>) -> Command,
 ) -> Option<T> {
+    ask_within(ANSWER, handle, make).await
+}
+
+async fn ask_within<T>(
+    limit: Duration,
+    handle: &Handle,
+    make: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Option<T> {
     let (tx, rx) = oneshot::channel();
     let asked = async {
         handle.send(make(tx)).await.ok()?;
         rx.await.ok()
     };
-    tokio::time::timeout(ANSWER, asked).await.ok().flatten()
+    tokio::time::timeout(limit, asked).await.ok().flatten()
 }
 
 impl PeerService {
@@ -58,6 +71,32 @@ impl PeerService {
             .get(service)
             .ok_or_else(|| Status::not_found(format!("no service {service} is configured here")))
     }
+
+    /// One service's beat: heard, answered with consent if that was asked for, and with our own. A task
+    /// that hangs costs [`CONSENT`] and says no.
+    async fn answer(
+        &self,
+        told: &ServiceBeat,
+        (boot_id, sequence): (&str, u64),
+    ) -> Option<(ServiceConsent, ServiceBeat)> {
+        let entry = self.entry(&told.service).ok()?;
+        let heard = entry.hands.hear(&entry.handle, told, boot_id, sequence);
+        let life = beat::asked_life(told, entry.hands.timing().long_ttl).filter(|_| heard);
+        let consent = match life {
+            Some(ttl) => {
+                let make = |reply| Command::Consent { epoch: told.epoch, ttl, reply };
+                ask_within(CONSENT, &entry.handle, make).await
+            }
+            None => None,
+        };
+        let own = entry.hands.beat(None);
+        let consent = ServiceConsent {
+            service: told.service.clone(),
+            epoch: consent.map_or(own.epoch, |c| c.epoch),
+            consents: consent.is_some_and(|c| c.consents),
+        };
+        Some((consent, own))
+    }
 }
 
 #[tonic::async_trait]
@@ -66,19 +105,18 @@ impl Peer for PeerService {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
-        let beats = request.into_inner().services;
+        let request = request.into_inner();
         self.services.link.mark_heard();
-        let mut services = Vec::with_capacity(beats.len());
-        for beat in beats {
-            let Ok(entry) = self.entry(&beat.service) else { continue };
-            let consent = ask(&entry.handle, |tx| Command::Consent(beat.epoch, tx)).await;
-            services.push(ServiceConsent {
-                service: beat.service,
-                epoch: consent.map_or(0, |c| c.epoch),
-                consents: consent.is_some_and(|c| c.consents) && beat.wants_right,
-            });
-        }
-        Ok(Response::new(HeartbeatReply { node: self.services.me.0.clone(), services }))
+        let from = (request.boot_id.as_str(), request.sequence);
+        let answers = join_all(request.services.iter().map(|told| self.answer(told, from))).await;
+        let (services, beats) = answers.into_iter().flatten().unzip();
+        Ok(Response::new(HeartbeatReply {
+            node: self.services.me.0.clone(),
+            services,
+            beats,
+            boot_id: beat::boot_id(),
+            sequence: beat::sequence(),
+        }))
     }
 
     async fn check_target(
@@ -139,6 +177,47 @@ impl Peer for PeerService {
         request: Request<AbortMoveRequest>,
     ) -> Result<Response<AbortMoveReply>, Status> {
         self.services.abort_local(&request.into_inner().service).await.map(Response::new)
+    }
+
+    async fn ask_takeover(
+        &self,
+        request: Request<AskTakeoverRequest>,
+    ) -> Result<Response<AskTakeoverReply>, Status> {
+        let request = request.into_inner();
+        let entry = self.entry(&request.service)?;
+        let (asker, mine) = (&self.services.peer, entry.hands.seen.borrow().epoch);
+        if mine > request.epoch {
+            let message = format!("the record is of epoch {mine} already");
+            return Ok(Response::new(AskTakeoverReply { accepted: false, message }));
+        }
+        let reason = format!("{asker} asks: {}", request.reason);
+        let answer = ask(&entry.handle, |tx| Command::AskedTakeover(reason, tx)).await;
+        let answer = answer.unwrap_or_else(|| Err("the service's task does not answer".into()));
+        let (accepted, message) = (answer.is_ok(), answer.err().unwrap_or_default());
+        Ok(Response::new(AskTakeoverReply { accepted, message }))
+    }
+
+    async fn relay(&self, request: Request<RelayRequest>) -> Result<Response<RelayReply>, Status> {
+        let request = request.into_inner();
+        let entry = self.entry(&request.service)?;
+        let store = entry.hands.coordinator.as_ref();
+        let reply = relay::pass_on(store, &self.services.peer, &request).await?;
+        if !request.record_json.is_empty() {
+            tracing::warn!(service = request.service, ?reply, "wrote the record for the peer");
+            let (hands, handle) = (Arc::clone(&entry.hands), entry.handle.clone());
+            // This node learns of it as of any other change; nobody waits for that.
+            tokio::spawn(async move {
+                drop(handle.send(Command::Event(hands.read_record().await)).await);
+            });
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryReply>, Status> {
+        self.services.local_history(&request.into_inner()).await.map(Response::new)
     }
 
     async fn status(

@@ -20,6 +20,7 @@ use crate::report::ScenarioReport;
 use crate::scenarios::{self, Scenario};
 use crate::spec::Spec;
 use crate::state;
+use crate::supervise;
 use crate::sys;
 
 /// Limit for `lab ssh` when none is given.
@@ -131,12 +132,26 @@ enum Command {
     /// Inject a fault, or end one.
     #[command(subcommand)]
     Fault(Fault),
+    /// Keep a node powered over its own reboots; used by the lab itself.
+    #[command(hide = true)]
+    Supervise {
+        /// Removed before each start.
+        scratch: PathBuf,
+        /// Program and arguments of the node.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// List the scenarios.
     List(Json),
     /// Run one scenario in a lab of its own.
     Run {
         /// Its name.
         scenario: String,
+        /// Seed of its random choices; 0 if not given. With the same one it makes the same choices.
+        seed: Option<u64>,
+        /// How long it injects faults, minutes, where that is a choice.
+        #[arg(long)]
+        minutes: Option<u32>,
         #[command(flatten)]
         play: Play,
     },
@@ -212,9 +227,16 @@ impl Cli {
                 Lab::open(&self.name)?.fault(fault)?;
                 Ok(ExitCode::SUCCESS)
             }
+            Command::Supervise { scratch, command } => Ok(supervise::run(scratch, command)),
             Command::List(json) => Ok(list(json)),
-            Command::Run { scenario, play } => self.play(scenarios::find(scenario)?, play, 1.0),
-            Command::Demo(play) => self.play(scenarios::find(scenarios::DEMO)?, play, TEST_SLACK),
+            Command::Run { scenario, seed, minutes, play } => {
+                let spec = Spec { seed: *seed, minutes: *minutes, ..self.play_spec(play) };
+                self.play(scenarios::find(scenario)?, play, &spec, 1.0)
+            }
+            Command::Demo(play) => {
+                let demo = scenarios::find(scenarios::DEMO)?;
+                self.play(demo, play, &self.play_spec(play), TEST_SLACK)
+            }
             Command::Test(tests) => self.test(tests),
         }
     }
@@ -319,8 +341,14 @@ impl Cli {
         Spec { engine: play.how.engine, build: !play.how.no_build, ..Spec::new(&name) }
     }
 
-    fn play(&self, scenario: &Scenario, play: &Play, slack: f64) -> Result<ExitCode, LabError> {
-        let report = scenario.play(&self.play_spec(play), play.keep, slack)?;
+    fn play(
+        &self,
+        scenario: &Scenario,
+        play: &Play,
+        spec: &Spec,
+        slack: f64,
+    ) -> Result<ExitCode, LabError> {
+        let report = scenario.play(spec, play.keep, slack)?;
         if !self.wants_quiet() {
             line(&scenarios::to_text(&report));
         }

@@ -53,6 +53,20 @@ pub enum Fault {
         /// The receiver.
         to: String,
     },
+    /// Drop a node's TCP from and to these ports, whoever listens there.
+    CutPorts {
+        /// The node.
+        node: String,
+        /// A port, or the first and the last as in `7788-7789`.
+        ports: String,
+    },
+    /// Drop IPv4 between a node and one address; all other addresses it reaches.
+    CutAddress {
+        /// The node.
+        node: String,
+        /// The address.
+        address: std::net::Ipv4Addr,
+    },
     /// End all cuts and plug in all cables. Power and frozen nodes stay as they are.
     Heal,
 }
@@ -73,6 +87,10 @@ impl Fault {
                 lab.namespace().cut(b, a)
             }
             Self::CutOneWay { from, to } => lab.namespace().cut(lab.node(from)?, lab.node(to)?),
+            Self::CutPorts { node, ports } => lab.namespace().cut_ports(lab.node(node)?, ports),
+            Self::CutAddress { node, address } => {
+                lab.namespace().cut_address(lab.node(node)?, *address)
+            }
             Self::Heal => heal(lab),
         }
     }

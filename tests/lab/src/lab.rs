@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use crate::process::{self, MARK, ProcessId};
 use crate::progress::Step;
 use crate::spec::{Node, Role, Spec, check_name};
 use crate::state::{self, NodeState, State};
+use crate::supervise;
 use crate::sys;
 
 /// Size of each data disk, bytes. They take memory as they are written.
@@ -204,9 +205,11 @@ impl Lab {
     fn start(&mut self, name: &str) -> Result<(), LabError> {
         let node = self.node(name)?.clone();
         let work = state::work(&self.state.name);
-        let mut command = self.engine().command(&self.machine(&node, &work))?;
-        // It refuses to start while this folder names a process that happens to live again.
-        let _ = fs::remove_dir_all(work.join("uml").join(name));
+        let machine = self.engine().command(&self.machine(&node, &work))?;
+        // This very program, also when its file has been built anew meanwhile.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg("supervise").arg(work.join("uml").join(name)).arg("--");
+        command.arg(machine.get_program()).args(machine.get_args());
         let console = self.open_console(name)?;
         let errors = console.try_clone().map_err(LabError::io("use", self.console(name)))?;
         command.stdin(Stdio::null()).stdout(console).stderr(errors);
@@ -382,7 +385,26 @@ impl Lab {
 
     pub(crate) fn power_off(&mut self, name: &str) -> Result<(), LabError> {
         self.running(name)?.kill();
+        // One that its supervisor was just starting again has no parent now.
+        for left in process::marked(self.name()).into_iter().filter(|p| p.has_argument(name)) {
+            left.kill();
+        }
         self.set_process(name, None)
+    }
+
+    /// Whether a node has power and is not frozen, and its agent answers at once.
+    #[must_use]
+    pub fn answers(&self, name: &str) -> bool {
+        let runs = |p: ProcessId| p.alive() && !p.stopped();
+        let process = self.process(name).ok().flatten();
+        process.is_some_and(runs) && self.client(name).is_ok_and(|c| c.ping(Duration::from_secs(1)))
+    }
+
+    /// How often a node has rebooted by itself since the lab was brought up.
+    #[must_use]
+    pub fn reboots(&self, name: &str) -> usize {
+        let console = fs::read(self.console(name)).unwrap_or_default();
+        String::from_utf8_lossy(&console).matches(supervise::STARTED_AGAIN).count()
     }
 
     pub(crate) fn power_on(&mut self, name: &str) -> Result<(), LabError> {

@@ -28,6 +28,7 @@ mod process;
 mod progress;
 mod spec;
 mod state;
+mod supervise;
 mod sys;
 mod wire;
 

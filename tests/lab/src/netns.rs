@@ -3,6 +3,7 @@
 //! Nothing is made in the machine's own namespace.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
@@ -141,8 +142,36 @@ impl Namespace {
     /// Those of the program that does it.
     pub fn cut(&self, from: &Node, to: &Node) -> Result<(), LabError> {
         let (from, to) = (from.tap(), to.tap());
-        let rule = ["add", "rule", "bridge", "lab", "cuts", "iifname", &from, "oifname", &to];
-        self.run("nft", &[&rule[..], &["counter", "drop"]].concat()).map(drop)
+        self.drop_frames(&["iifname", &from, "oifname", &to])
+    }
+
+    /// Drops a node's TCP from and to these ports.
+    ///
+    /// # Errors
+    /// Those of the program that does it.
+    pub fn cut_ports(&self, node: &Node, ports: &str) -> Result<(), LabError> {
+        let tap = node.tap();
+        for side in ["iifname", "oifname"] {
+            for end in ["sport", "dport"] {
+                self.drop_frames(&[side, &tap, "tcp", end, ports])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops IPv4 between a node and an address.
+    ///
+    /// # Errors
+    /// Those of the program that does it.
+    pub fn cut_address(&self, node: &Node, address: Ipv4Addr) -> Result<(), LabError> {
+        let (tap, address) = (node.tap(), address.to_string());
+        self.drop_frames(&["iifname", &tap, "ip", "daddr", &address])?;
+        self.drop_frames(&["oifname", &tap, "ip", "saddr", &address])
+    }
+
+    fn drop_frames(&self, matched: &[&str]) -> Result<(), LabError> {
+        let rule = ["add", "rule", "bridge", "lab", "cuts"];
+        self.run("nft", &[&rule, matched, &["counter", "drop"]].concat()).map(drop)
     }
 
     /// Removes all cuts.

@@ -65,6 +65,13 @@ impl ProcessId {
         stat(self.pid).is_some_and(|s| s.start == self.start && s.state == 'T')
     }
 
+    /// Whether it is the machine of this node: it says so in one of its arguments.
+    pub fn has_argument(self, node: &str) -> bool {
+        let arguments = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let own = format!("umid={node}");
+        arguments.split(|b| *b == 0).any(|a| a == own.as_bytes())
+    }
+
     /// Itself first, then all that descend from it.
     fn tree(self) -> Vec<Self> {
         let mut children: HashMap<i32, Vec<Self>> = HashMap::new();

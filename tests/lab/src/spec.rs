@@ -18,13 +18,24 @@ pub struct Spec {
     pub clients: usize,
     /// Build the workspace's programs first. Without it, those of the last build are used.
     pub build: bool,
+    /// Seed of a scenario's random choices.
+    pub seed: Option<u64>,
+    /// How long a scenario injects faults, minutes, where that is a choice.
+    pub minutes: Option<u32>,
 }
 
 impl Spec {
     /// Two NAS nodes and two hypervisors.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), engine: None, clients: 2, build: true }
+        Self {
+            name: name.to_owned(),
+            engine: None,
+            clients: 2,
+            build: true,
+            seed: None,
+            minutes: None,
+        }
     }
 
     /// Refuses what cannot become a lab.

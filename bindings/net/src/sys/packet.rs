@@ -62,3 +62,22 @@ fn address(interface: u32, protocol: u16) -> io::Result<libc::sockaddr_ll> {
         sll_addr: [0; 8],
     })
 }
+
+/// Has the kernel hand over only frames that pass a classic BPF program (socket(7),
+/// `SO_ATTACH_FILTER`).
+pub(crate) fn filter(socket: &OwnedFd, program: &[libc::sock_filter]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel copies `len` instructions from `filter`, which live for the call, and
+    // writes nothing; the option's length is that of the structure.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -230,6 +230,26 @@ impl Server {
     pub fn pool_stats(&self) -> Result<Vec<PoolStats>> {
         Ok(parse::pool_stats(&files::read(&self.file("pool_stats"))?))
     }
+
+    /// Operations that the server of this namespace has completed for clients; wraps. Moves while
+    /// it makes progress, and does not move with this crate's own probes. None: this kernel does
+    /// not count per namespace (before 6.9).
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the file not be read.
+    pub fn operations(&self) -> Result<Option<u64>> {
+        let text = self.ns.run("nfsd-counters", || {
+            match files::read(&crate::netns::rpc_dir().join("nfsd")) {
+                Err(Error::Control { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    Ok(None)
+                }
+                other => other.map(Some),
+            }
+        })?;
+        Ok(text.and_then(|text| parse::operations(&text)))
+    }
 }
 
 /// A scope is set as host name: 1 to 64 bytes (`__NEW_UTS_LEN`).

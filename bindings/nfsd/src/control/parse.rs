@@ -78,6 +78,25 @@ pub(super) fn pool_stats(text: &str) -> Vec<PoolStats> {
     text.lines().filter_map(line).collect()
 }
 
+/// Operations of NFSv4 that the probe of this crate uses itself (RFC 8881 section 16): GETATTR,
+/// LOOKUP, PUTROOTFH, EXCHANGE_ID, CREATE_SESSION, DESTROY_SESSION, SEQUENCE, DESTROY_CLIENTID.
+const OF_PROBES: [usize; 8] = [9, 15, 24, 42, 43, 44, 53, 57];
+
+/// Operations completed by clients' work, from `/proc/net/rpc/nfsd` (`proc4ops`: a count, then
+/// one number per operation). What a probe does itself is left out: a server on which only the
+/// first half of each probe succeeds makes no progress. None: the line is not there or broken.
+pub(super) fn operations(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("proc4ops "))?;
+    let mut words = line.split_whitespace();
+    let count: usize = words.next()?.parse().ok()?;
+    let numbers: Vec<u64> = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+    if numbers.len() != count || numbers.is_empty() {
+        return None;
+    }
+    let of_clients = numbers.iter().enumerate().filter(|(op, _)| !OF_PROBES.contains(op));
+    Some(of_clients.fold(0, |sum, (_, number)| u64::wrapping_add(sum, *number)))
+}
+
 /// One client of the server (`client_info_show`). Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientInfo {
@@ -175,6 +194,28 @@ mod tests {
         let text = "# pool packets-arrived sockets-enqueued threads-woken threads-timedout\n\
                     0 12 3 9 0\n";
         assert_eq!(pool_stats(text), [PoolStats { pool: 0, packets: 12, queued: 3, woken: 9 }]);
+    }
+
+    #[test]
+    fn operations_of_clients_are_summed_without_those_of_probes() {
+        let line = |at: &[(usize, u64)]| {
+            let mut numbers = vec![0; 76];
+            at.iter().for_each(|(op, n)| numbers[*op] = *n);
+            let words: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+            format!("rc 0 1 2\nio 5 6\nproc4 2 1 9\nproc4ops 76 {}\n", words.join(" "))
+        };
+        // WRITE 38, COMMIT 5; SEQUENCE 53 and LOOKUP 15 are a probe's as well.
+        assert_eq!(operations(&line(&[(38, 7), (5, 2), (53, 100), (15, 50)])), Some(9));
+        assert_eq!(operations(&line(&[])), Some(0));
+    }
+
+    #[test]
+    fn broken_or_missing_counters_are_unknown() {
+        for text in
+            ["", "rc 0 1\n", "proc4ops\n", "proc4ops 2 1\n", "proc4ops 2 1 x\n", "proc4ops 0\n"]
+        {
+            assert_eq!(operations(text), None, "{text:?}");
+        }
     }
 
     #[test]

@@ -21,13 +21,14 @@ impl Machine {
         if self.leftovers.is_none() || !self.record_known || self.drbd.role == Role::Unknown {
             return;
         }
-        if self.exclude_lost_peer(now, out) {
+        if self.supersede(now, out) || self.exclude_lost_peer(now, out) || self.write_hold(now, out) {
             return;
         }
         match self.stage.clone() {
             Stage::Waiting | Stage::Standby => self.decide_idle(now, out),
             Stage::Serving => self.decide_serving(now, out),
-            Stage::Opening { at, .. } => self.run_step(now, OPEN[at], out),
+            Stage::Opening { at, .. } => self.continue_opening(now, at, out),
+            Stage::TakingOver { at, reason } => self.continue_taking(now, at, &reason, out),
             Stage::Cutting { at, to } => self.continue_cut(now, at, to, out),
             Stage::Closing { at, .. } => self.run_step(now, CLOSE[at], out),
             Stage::HandedOver { since, .. } => self.decide_handed_over(now, since, out),
@@ -91,7 +92,7 @@ impl Machine {
             Phase::Moving { from, .. } if *from == self.me => self.decide_left_move(now, out),
             Phase::Moving { .. } => self.decide_target(now, &record, out),
             Phase::Serving { owner } | Phase::Taking { owner } if *owner == self.me => {
-                self.open_if_proved(now, Why::Start, out);
+                self.decide_own(now, &record, out);
             }
             Phase::Serving { .. } | Phase::Taking { .. } => self.stand_by(now, &record, out),
         }
@@ -146,6 +147,7 @@ impl Machine {
         if !self.drbd.released() {
             self.target_since = None;
             self.stage = Stage::Standby;
+            self.take_if_link_lost(now, asked, record, out);
             return;
         }
         let since = *self.target_since.get_or_insert(now);
@@ -172,23 +174,40 @@ impl Machine {
 
     /// S1: what proves that a promotion here makes no second writer, at this moment.
     pub(super) fn proof(&self) -> Option<Proof> {
-        if !self.record().is_some_and(|r| r.current.contains(&self.me)) {
+        let record = self.record().filter(|r| r.may_serve(&self.me))?;
+        if self.drbd.role == Role::Primary {
+            return Some(Proof::AlreadyPrimary);
+        }
+        if !record.current.contains(&self.me) {
             return None; // S2: this replica may miss acknowledged writes
         }
-        if self.drbd.role == Role::Primary {
-            Some(Proof::AlreadyPrimary)
-        } else if self.drbd.released() {
-            Some(Proof::Released)
-        } else if self.sole_current() && self.drbd.local_up_to_date && !self.drbd.connected {
-            Some(Proof::SoleCurrent)
-        } else {
-            None
+        if self.drbd.released() {
+            return Some(Proof::Released);
         }
+        let taking = matches!(record.phase, Phase::Taking { .. });
+        if !self.sole_current() && !(taking && self.holes.has(Hole::H5)) || !self.whole_alone() {
+            return None;
+        }
+        if taking && self.drbd.stand_alone { Some(Proof::Frozen) } else { Some(Proof::SoleCurrent) }
+    }
+
+    /// S2 without a peer to ask: no mark, complete as far as the metadata knows, of the record's data.
+    pub(super) fn whole_alone(&self) -> bool {
+        let recorded = self.record().map(|r| &r.data_uuid);
+        !self.drbd.connected
+            && self.drbd.local_consistent
+            && (!self.marked || self.holes.has(Hole::C2))
+            && recorded.is_some_and(|r| self.drbd.descends_from(r) || self.holes.has(Hole::C2))
     }
 
     pub(super) fn stand_by(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
         let left = self.leftovers.unwrap_or_default();
         let dirty = left.mounted || left.serving_threads || left.addressed;
+        if self.drbd.role == Role::Primary && self.drbd.frozen {
+            // Steps on a frozen volume hang; this node can only be stopped (see `beside`).
+            self.stage = Stage::Waiting;
+            return;
+        }
         if dirty || self.drbd.role == Role::Primary {
             self.close(
                 now,
@@ -199,12 +218,14 @@ impl Machine {
         }
         self.problem = None;
         self.stage = Stage::Standby;
+        self.consider_takeover(now, record, out);
     }
 
     pub(super) fn close(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         if now < self.not_before {
             return;
         }
+        self.since.closing.get_or_insert(now);
         self.stage = Stage::Closing { at: 0, reason };
         self.run_step(now, CLOSE[0], out);
     }
@@ -215,7 +236,11 @@ impl Machine {
         if now < self.not_before {
             return;
         }
+        if self.move_for_health(now, &record, out) {
+            return;
+        }
         let uuids = self.drbd.data_uuid.clone();
+        let me_current = record.current.contains(&self.me);
         let peer_current = record.current.contains(&self.peer);
         let next = match &record.phase {
             Phase::Moving { to, .. } if *to == self.me => {
@@ -230,8 +255,14 @@ impl Machine {
                     record.reopened(&self.me, self.generation, uuids)
                 } else if peer_current && !self.peer_holds_everything() {
                     record.exclude(&self.me, &self.peer)
+                } else if me_current && self.drbd.local_failed && self.peer_holds_everything() {
+                    record.exclude(&self.me, &self.me) // its own disk: the data lives over there
                 } else if !peer_current && self.drbd.both_current() {
                     record.include(&self.me, &self.peer)
+                } else if !me_current && self.drbd.both_current() {
+                    record.include(&self.me, &self.me)
+                } else if !uuids.is_empty() && record.data_uuid != uuids {
+                    record.with_data(&self.me, uuids)
                 } else {
                     return;
                 }
@@ -249,7 +280,7 @@ impl Machine {
     }
 
     pub(super) fn peer_holds_everything(&self) -> bool {
-        self.drbd.connected && self.drbd.peer_up_to_date
+        self.drbd.connected && (self.drbd.peer_up_to_date || self.holes.has(Hole::C2))
     }
 
     pub(super) fn decide_handed_over(&mut self, now: Now, since: Now, out: &mut Vec<Effect>) {
@@ -261,6 +292,16 @@ impl Machine {
         }
         if now >= self.last_read + Duration::from_millis(500) {
             self.must_read = true;
+        }
+        if self.holes.has(Hole::C1) && now >= since + UNASKED_OPENING {
+            self.come_back_unasked(now, out);
+            return;
+        }
+        if !self.drbd.released() {
+            let patient = now >= since + HAND_OVER_PATIENCE / 3;
+            if self.take_if_link_lost(now, patient, &record, out) {
+                return;
+            }
         }
         if now >= since + HAND_OVER_PATIENCE && !self.drbd.released() {
             self.give_up_move(out);

@@ -51,6 +51,7 @@ impl Machine {
             Some(reason) => {
                 self.stage = Stage::Serving;
                 self.moving = None;
+                self.auto_move_failed(now);
                 out.push(Effect::MoveEnded(MoveEnd::RolledBack(reason)));
             }
             None => self.stage = Stage::Cutting { to, at: 0 },
@@ -83,7 +84,7 @@ impl Machine {
         out: &mut Vec<Effect>,
     ) {
         let demoted = step == Step::Demote && self.drbd.role == Role::Secondary;
-        if demoted {
+        if demoted && !self.holes.has(Hole::C4) {
             self.stage = Stage::Cutting { to, at: at + 1 };
         } else {
             self.roll_back(now, error.to_string(), out);

@@ -4,12 +4,22 @@ use std::collections::VecDeque;
 
 use super::*;
 
+mod moves;
+mod takeovers;
+
 #[derive(Default, Clone)]
 struct Node {
     primary: bool,
     mounted: bool,
     threads: bool,
     gate: bool,
+    stand_alone: bool,
+    released_freeze: bool,
+    dead: bool,
+    frozen_nasd: bool,
+    fenced: bool,
+    asked: Vec<String>,
+    chores: Vec<Chore>,
     trail: Vec<&'static str>,
 }
 
@@ -23,7 +33,14 @@ struct World {
     fail: Option<(usize, Step, StepError)>,
     swallow_hand_over: bool,
     linked: bool,
+    beats: bool,
+    coordinator: bool,
     marker: u64,
+}
+
+fn timing() -> Timing {
+    let ms = Duration::from_millis;
+    Timing::new(ms(1500), ms(250), ms(5000))
 }
 
 fn names() -> [NodeName; 2] {
@@ -33,7 +50,10 @@ fn names() -> [NodeName; 2] {
 impl World {
     fn new() -> Self {
         let [a, b] = names();
-        let machines = vec![Machine::new(a.clone(), b.clone(), true), Machine::new(b, a, false)];
+        let machines = vec![
+            Machine::new(a.clone(), b.clone(), true, timing()),
+            Machine::new(b, a, false, timing()),
+        ];
         let mut world = Self {
             now: Duration::from_secs(1),
             machines,
@@ -44,6 +64,8 @@ impl World {
             fail: None,
             swallow_hand_over: false,
             linked: true,
+            beats: true,
+            coordinator: true,
             marker: 0,
         };
         for n in 0..2 {
@@ -55,17 +77,48 @@ impl World {
 
     fn view(&self, n: usize) -> DrbdView {
         let role = |p: bool| if p { Role::Primary } else { Role::Secondary };
+        let connected = self.connected();
         DrbdView {
             role: role(self.nodes[n].primary),
-            connected: self.linked,
-            peer_role: if self.linked { role(self.nodes[1 - n].primary) } else { Role::Unknown },
+            connected,
+            stand_alone: self.nodes[n].stand_alone,
+            peer_role: if connected { role(self.nodes[1 - n].primary) } else { Role::Unknown },
             local_up_to_date: true,
-            peer_up_to_date: self.linked,
+            local_consistent: true,
+            peer_up_to_date: connected,
+            frozen: self.is_frozen(n),
             ..DrbdView::default()
         }
     }
 
+    fn connected(&self) -> bool {
+        self.linked && self.nodes.iter().all(|n| !n.dead && !n.stand_alone)
+    }
+
+    fn beat(&self, from: usize) -> PeerBeat {
+        PeerBeat {
+            epoch: self.machines[from].record().map_or(0, |r| r.epoch),
+            gate: if self.nodes[from].gate {
+                GateReport::Open { left: Some(timing().ttl) }
+            } else {
+                GateReport::Shut
+            },
+            role: self.view(from).role,
+            frozen: self.is_frozen(from),
+            violations: Some(Vec::new()),
+            coordinator: Some(true),
+            unfit: None,
+        }
+    }
+
+    fn runs(&self, n: usize) -> bool {
+        !self.nodes[n].dead && !self.nodes[n].frozen_nasd
+    }
+
     fn feed(&mut self, n: usize, event: Event) {
+        if !self.runs(n) {
+            return;
+        }
         for effect in self.machines[n].step(self.now, event) {
             self.queue.push_back((n, effect));
         }
@@ -73,33 +126,58 @@ impl World {
     }
 
     fn assert_one_writer(&self) {
-        assert!(!(self.nodes[0].primary && self.nodes[1].primary), "S1: two primaries");
+        let writes = |n: usize| self.nodes[n].primary && !self.is_frozen(n);
+        assert!(!(writes(0) && writes(1)), "S1: two writers");
         assert!(!(self.nodes[0].gate && self.nodes[1].gate), "S4: two open gates");
     }
 
     /// Runs effects and ticks until nothing happens for twenty seconds of world time.
     fn settle(&mut self) {
         for _ in 0..1000 {
-            while let Some((n, effect)) = self.queue.pop_front() {
+            self.turn();
+        }
+    }
+
+    /// Runs what is queued, then lets 25 ms pass.
+    fn turn(&mut self) {
+        while let Some((n, effect)) = self.queue.pop_front() {
+            if self.runs(n) {
                 self.execute(n, effect);
             }
-            self.now += Duration::from_millis(25);
-            for n in 0..2 {
-                let view = self.view(n);
-                // Heartbeats carry the epoch, and that makes the other node look.
-                let epoch = self.stored.as_ref().map_or(0, |v| v.record.epoch);
-                self.machines[n].heard_epoch(epoch);
-                self.feed(n, Event::Drbd(view));
-                self.feed(n, Event::Tick);
-            }
         }
+        self.now += Duration::from_millis(25);
+        for n in 0..2 {
+            self.look_around(n);
+        }
+    }
+
+    fn look_around(&mut self, n: usize) {
+        let view = self.view(n);
+        self.feed(n, Event::Drbd(view));
+        if self.beats && self.runs(1 - n) && self.now.as_millis().is_multiple_of(250) {
+            let beat = self.beat(1 - n);
+            self.feed(n, Event::Peer(beat));
+        }
+        // The watch: what changed in the coordinator is read.
+        let known = self.machines[n].record.as_ref().map(|v| v.revision);
+        if self.coordinator && known != self.stored.as_ref().map(|v| v.revision) {
+            let stored = self.stored.clone();
+            self.feed(n, Event::Record(stored));
+        }
+        self.feed(n, Event::Tick);
     }
 
     fn execute(&mut self, n: usize, effect: Effect) {
         match effect {
+            Effect::Read if !self.coordinator => {
+                self.feed(n, Event::RecordUnreadable("no majority".into()));
+            }
             Effect::Read => {
                 let stored = self.stored.clone();
                 self.feed(n, Event::Record(stored));
+            }
+            Effect::Cas { run, .. } if !self.coordinator => {
+                self.feed(n, Event::Cas { run, result: CasResult::Unknown });
             }
             Effect::Cas { run, expected, record } => {
                 let won = self.stored.as_ref().map(|v| v.revision) == expected;
@@ -122,6 +200,23 @@ impl World {
                 }
             }
             Effect::MoveEnded(end) => self.ends.push(end),
+            Effect::Wake { .. } | Effect::TakeoverEnded(_) => {}
+            Effect::SelfFence { .. } => self.nodes[n].fenced = true,
+            Effect::AskTakeover { reason } => {
+                self.nodes[n].asked.push(reason.clone());
+                self.feed(1 - n, Event::TakeOver { reason });
+            }
+            Effect::Seek { run } => {
+                let sign = self.sign(1 - n);
+                self.feed(n, Event::Sought { run, sign });
+            }
+            Effect::Chore { run, chore } => {
+                self.nodes[n].chores.push(chore);
+                if chore == Chore::Connect {
+                    self.nodes[n].stand_alone = false;
+                }
+                self.feed(n, Event::ChoreDone { run, result: Ok(()) });
+            }
             Effect::OpeningEnded(result) => {
                 let run = self.machines[1 - n].pending.as_ref().map_or(0, |p| p.run);
                 let result = match result {
@@ -150,7 +245,7 @@ impl World {
         {
             return Err(error.clone());
         }
-        let (peer_primary, linked) = (self.nodes[1 - n].primary, self.linked);
+        let (peer_primary, linked) = (self.nodes[1 - n].primary, self.connected());
         let excluded = self.stored.as_ref().is_some_and(|v| {
             let [me, peer] =
                 if n == 0 { names() } else { [names()[1].clone(), names()[0].clone()] };
@@ -182,6 +277,7 @@ impl World {
                     Proof::AlreadyPrimary => node.primary,
                     Proof::Released => linked && !peer_primary,
                     Proof::SoleCurrent => !linked && excluded,
+                    Proof::Frozen => node.stand_alone && excluded,
                 };
                 if !allowed {
                     return Err(StepError::ProofGone { reason: "in the meantime".into() });
@@ -199,6 +295,8 @@ impl World {
                 assert!(node.primary && node.mounted && node.threads, "I5");
                 node.gate = true;
             }
+            Step::TakeReady => {}
+            Step::ForceDisconnect => node.stand_alone = true,
             Step::Drain | Step::Sync | Step::Probe | Step::Tickle => {}
         }
         Ok(None)
@@ -208,7 +306,27 @@ impl World {
     fn is_frozen(&self, n: usize) -> bool {
         let current = self.stored.as_ref().map(|v| &v.record.current);
         let peer_current = current.is_some_and(|c| c.contains(&names()[1 - n]));
-        self.nodes[n].primary && !self.linked && peer_current
+        self.nodes[n].primary && !self.connected() && peer_current
+    }
+
+    fn sign(&self, of: usize) -> Sign {
+        match (self.coordinator, self.nodes[of].dead, self.nodes[of].frozen_nasd) {
+            (false, _, _) => Sign::Unknown,
+            (_, true, _) => Sign::Nothing,
+            (_, _, true) => Sign::HostOnly,
+            _ => Sign::Alive,
+        }
+    }
+
+    /// A node that lost power and came back: all is down, nothing is remembered.
+    fn power_cut(&mut self, n: usize) {
+        self.nodes[n] = Node { dead: true, ..Node::default() };
+        self.queue.retain(|(who, _)| *who != n);
+    }
+
+    fn power_on(&mut self, n: usize) {
+        self.nodes[n] = Node::default();
+        self.restart(n);
     }
 
     fn owner(&self) -> Option<usize> {
@@ -225,7 +343,7 @@ impl World {
     fn restart(&mut self, n: usize) {
         let [a, b] = names();
         let (me, peer) = if n == 0 { (a, b) } else { (b, a) };
-        self.machines[n] = Machine::new(me, peer, n == 0);
+        self.machines[n] = Machine::new(me, peer, n == 0, timing());
         self.queue.retain(|(who, _)| *who != n);
         let node = &self.nodes[n];
         let left = Leftovers {
@@ -233,6 +351,7 @@ impl World {
             all_mounted: node.mounted,
             serving_threads: node.threads,
             addressed: node.gate,
+            marked: false,
         };
         self.feed(n, Event::Started(left));
     }
@@ -240,169 +359,4 @@ impl World {
 
 fn refused() -> StepError {
     StepError::Refused { step: "test", reason: "no".into() }
-}
-
-#[test]
-fn a_new_service_is_founded_and_opens_on_one_node() {
-    let world = World::new();
-    assert_eq!(world.owner(), Some(0));
-    let record = world.stored.unwrap().record;
-    assert_eq!((record.epoch, record.generation), (1, 1));
-}
-
-#[test]
-fn moves_back_and_forth() {
-    let mut world = World::new();
-    for i in 0..6 {
-        world.switchover(i % 2);
-        assert_eq!(world.owner(), Some(1 - i % 2), "move {i}");
-        assert_eq!(world.ends.pop(), Some(MoveEnd::Moved));
-    }
-    let record = world.stored.unwrap().record;
-    assert_eq!((record.epoch, record.generation), (7, 7), "each move is one epoch, one opening");
-}
-
-#[test]
-fn s5_the_cut_and_the_opening_run_in_order() {
-    let mut world = World::new();
-    for node in &mut world.nodes {
-        node.trail.clear();
-    }
-    world.switchover(0);
-    let names = |program: &[Step]| program.iter().map(|s| s.name()).collect::<Vec<_>>();
-    assert_eq!(world.nodes[0].trail, names(CLOSE));
-    assert_eq!(world.nodes[1].trail, names(OPEN));
-}
-
-#[test]
-fn s8_a_failure_before_the_demotion_rolls_back() {
-    for step in CLOSE {
-        let mut world = World::new();
-        world.fail = Some((0, *step, refused()));
-        world.switchover(0);
-        assert_eq!(world.owner(), Some(0), "{step}");
-        assert!(matches!(world.ends[..], [MoveEnd::RolledBack(_)]), "{step}: {:?}", world.ends);
-        let record = world.stored.unwrap().record;
-        assert_eq!((record.epoch, record.authority()), (3, Some(&names()[0])), "{step}");
-    }
-}
-
-#[test]
-fn c4_a_target_that_cannot_open_gives_the_service_back_by_compare_and_set() {
-    for step in OPEN {
-        let mut world = World::new();
-        world.fail = Some((1, *step, refused()));
-        world.switchover(0);
-        assert_eq!(world.owner(), Some(0), "{step}: {:?}", world.machines[0]);
-        assert!(matches!(world.ends[..], [MoveEnd::RolledBack(_)]), "{step}: {:?}", world.ends);
-        assert_eq!(world.stored.unwrap().record.epoch, 3, "{step}");
-    }
-}
-
-#[test]
-fn s9_a_target_opens_unasked_when_the_owner_demoted_and_fell_silent() {
-    let mut world = World::new();
-    world.swallow_hand_over = true;
-    world.switchover(0);
-    assert_eq!(world.owner(), Some(1));
-    assert_eq!(world.ends, [MoveEnd::Moved]);
-}
-
-#[test]
-fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
-    for victim in 0..2 {
-        for after in 0..40 {
-            let mut world = World::new();
-            let to = names()[1].clone();
-            world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-            for _ in 0..after {
-                if let Some((n, effect)) = world.queue.pop_front() {
-                    world.execute(n, effect);
-                }
-            }
-            world.restart(victim);
-            world.settle();
-            assert!(
-                world.owner().is_some(),
-                "victim {victim} after {after}: {:#?}",
-                world.machines
-            );
-            let owner = world.owner().unwrap();
-            let record = world.stored.as_ref().unwrap().record.clone();
-            assert_eq!(record.authority(), Some(&names()[owner]), "victim {victim} after {after}");
-            assert!(matches!(record.phase, Phase::Serving { .. }), "{:?}", record.phase);
-        }
-    }
-}
-
-#[test]
-fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
-    for after in 0..40 {
-        let mut world = World::new();
-        let to = names()[1].clone();
-        world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-        for _ in 0..after {
-            if let Some((n, effect)) = world.queue.pop_front() {
-                world.execute(n, effect);
-            }
-        }
-        world.linked = false;
-        world.settle();
-        for n in 0..2 {
-            assert!(!world.is_frozen(n), "after {after}: the freeze has no end");
-        }
-        world.linked = true;
-        world.settle();
-        let owner = world.owner().unwrap_or_else(|| panic!("after {after}: {:#?}", world.machines));
-        let record = world.stored.as_ref().unwrap().record.clone();
-        assert_eq!(record.authority(), Some(&names()[owner]), "after {after}");
-        assert_eq!(record.current.len(), 2, "after {after}: the other one is current again");
-    }
-}
-
-#[test]
-fn s2_a_node_outside_the_current_set_does_not_open() {
-    let mut world = World::new();
-    world.nodes[0] = Node::default();
-    let stored = world.stored.as_mut().unwrap();
-    stored.record.current = BTreeSet::from([names()[1].clone()]);
-    stored.revision += 1;
-    world.restart(0);
-    world.restart(1);
-    world.settle();
-    assert_eq!(world.owner(), None, "nobody may open what only the other node has");
-    assert!(!world.nodes[0].primary);
-}
-
-#[test]
-fn s12_an_older_record_is_not_believed() {
-    let mut world = World::new();
-    world.switchover(0);
-    let mut old = world.stored.clone().unwrap();
-    old.record.epoch = 1;
-    world.feed(1, Event::Record(Some(old)));
-    assert!(world.machines[1].problem().unwrap().contains("older record"));
-    assert_eq!(world.machines[1].record().unwrap().epoch, 2);
-}
-
-#[test]
-fn s4_consent_is_given_to_the_owner_of_the_same_epoch_only() {
-    let mut world = World::new();
-    assert!(world.machines[1].consents(1));
-    assert!(!world.machines[1].consents(2));
-    assert!(!world.machines[0].consents(1), "an owner consents to nobody");
-    world.switchover(0);
-    assert!(world.machines[0].consents(2));
-    assert!(!world.machines[1].consents(2));
-}
-
-#[test]
-fn an_abort_before_the_demotion_rolls_back() {
-    let mut world = World::new();
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-    world.feed(0, Event::Abort);
-    world.settle();
-    assert_eq!(world.owner(), Some(0));
-    assert!(matches!(&world.ends[..], [MoveEnd::RolledBack(r)] if r.contains("aborted")));
 }

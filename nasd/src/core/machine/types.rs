@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::core::peer::{PeerBeat, Sign};
 use crate::core::record::{NodeName, Record};
 use crate::core::step::{Proof, Step, StepError};
 use crate::core::view::{DrbdView, Leftovers, Now};
@@ -38,6 +39,8 @@ pub enum Why {
     HandOver,
     /// A move from here failed; the text says why.
     Rollback(String),
+    /// Without the former owner's consent; the text says why.
+    Takeover(String),
 }
 
 /// Where this node stands with the service.
@@ -80,6 +83,13 @@ pub enum Stage {
         /// Why the move failed.
         reason: String,
     },
+    /// On the way through [`TAKE`](crate::core::step::TAKE), then its compare-and-set.
+    TakingOver {
+        /// Index into [`TAKE`](crate::core::step::TAKE).
+        at: usize,
+        /// Why.
+        reason: String,
+    },
     /// On the way through [`CLOSE`] because the service does not belong here.
     Closing {
         /// Index into [`CLOSE`].
@@ -103,6 +113,7 @@ impl Stage {
             Self::HandedOver { .. } => "handed-over",
             Self::Returning { .. } => "returning",
             Self::Closing { .. } => "closing",
+            Self::TakingOver { .. } => "taking-over",
         }
     }
 }
@@ -160,6 +171,32 @@ pub enum Event {
     },
     /// An operator wants the move undone.
     Abort,
+    /// The other nasd's beat (or its answer to ours).
+    Peer(PeerBeat),
+    /// The search for a silent peer ended.
+    Sought {
+        /// Which effect.
+        run: RunId,
+        /// What was found.
+        sign: Sign,
+    },
+    /// A chore ended.
+    ChoreDone {
+        /// Which effect.
+        run: RunId,
+        /// What came of it, in words if it failed.
+        result: Result<(), String>,
+    },
+    /// This node's ability to serve, judged over time by the drive; `Some`: unfit, and why.
+    Health(Option<String>),
+    /// Take the service over though the owner is not known to be dead: an operator asks, or the
+    /// owner itself, which cannot serve and cannot let go in good order.
+    TakeOver {
+        /// Who asks, and why.
+        reason: String,
+    },
+    /// No automatic action from now on (`Some`: who asked), or again.
+    Hold(Option<String>),
     /// Time passed.
     Tick,
 }
@@ -232,8 +269,53 @@ pub enum Effect {
     },
     /// A move from here has ended.
     MoveEnded(MoveEnd),
+    /// Feed a [`Event::Tick`] at this time: sooner than the next regular one.
+    Wake {
+        /// When.
+        at: Now,
+    },
+    /// Look for the silent peer: ask in the coordinator, and knock at its node.
+    Seek {
+        /// Number of the answer.
+        run: RunId,
+    },
+    /// Something beside the programs, one at a time.
+    Chore {
+        /// Number of the answer.
+        run: RunId,
+        /// What.
+        chore: Chore,
+    },
+    /// Stop this node at once, by sysrq `b`: it is Primary with frozen or unstoppable I/O and the
+    /// record belongs to the other one.
+    SelfFence {
+        /// Why.
+        reason: String,
+    },
+    /// Ask the other node to take over: this one cannot serve and cannot let go in good order.
+    AskTakeover {
+        /// Why.
+        reason: String,
+    },
+    /// A takeover by this node has ended: open, or why not.
+    TakeoverEnded(Result<(), String>),
     /// An opening after a hand-over has ended: the answer to the old owner.
     OpeningEnded(Result<(), String>),
+}
+
+/// What may be done beside the programs. Each is idempotent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Chore {
+    /// Let DRBD connect again (from `StandAlone`).
+    Connect,
+    /// Mark the local disks outdated: this replica is not current and must never open alone (S2).
+    Outdate,
+    /// Have the kernel run its fence helper again, by forced disconnect and connect (H2).
+    Retrigger,
+    /// Disconnect the peer by force: its disk hangs and holds back every write (H11).
+    DropPeer,
+    /// Write (true) or remove the durable mark of a failed local disk (S2).
+    Mark(bool),
 }
 
 /// How a move ended, told to the operator.
@@ -261,5 +343,27 @@ pub const RETRY: Duration = Duration::from_secs(1);
 pub const READ: Duration = Duration::from_secs(3);
 /// Pause after a read that failed.
 pub const UNREADABLE_PAUSE: Duration = Duration::from_millis(300);
+/// Time for a search for the silent peer.
+pub const SEEK: Duration = Duration::from_secs(2);
+/// Pause between two searches.
+pub const SEEK_AGAIN: Duration = Duration::from_millis(500);
+/// Time for a chore.
+pub const CHORE: Duration = Duration::from_secs(5);
+/// Pause after a chore, so that its effect can be seen before it is repeated.
+pub const CHORE_PAUSE: Duration = Duration::from_secs(1);
+/// Pause after a connect, which may fail for reasons that last (split brain).
+pub const CONNECT_PAUSE: Duration = Duration::from_secs(3);
+/// How long a disk must have failed before that is marked: attaching passes through such states.
+pub const FAILED_PATIENCE: Duration = Duration::from_millis(500);
+/// How long an answerless freeze is watched before the helper is run again (H2).
+pub const FREEZE_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long a Primary without the authority may try to close in good order before it stops its node.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two automatic moves for this node's health.
+pub const AUTO_MOVE_PAUSE: Duration = Duration::from_secs(60);
+/// Pause after an automatic move of an unfit owner that was rolled back.
+pub const AUTO_MOVE_RETRY: Duration = Duration::from_secs(2);
+/// Time for an automatic move's way to the demotion.
+pub const AUTO_MOVE: Duration = Duration::from_secs(10);
 /// Time for any other compare-and-set.
 pub const CAS: Duration = Duration::from_secs(3);

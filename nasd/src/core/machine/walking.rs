@@ -23,13 +23,17 @@ impl Machine {
                 if let Some(generation) = generation {
                     self.generation = generation;
                 }
-                self.advance_opening(at, why, out);
+                self.advance_opening(now, at, why, out);
             }
             (Stage::Opening { why, .. }, Err(error)) => self.opening_failed(now, why, &error, out),
             (Stage::Cutting { to, at }, Ok(_)) => self.stage = Stage::Cutting { to, at: at + 1 },
             (Stage::Cutting { to, at }, Err(error)) => {
                 self.cut_failed(now, to, at, step, &error, out)
             }
+            (Stage::TakingOver { at, reason }, Ok(_)) => {
+                self.stage = Stage::TakingOver { at: at + 1, reason };
+            }
+            (Stage::TakingOver { .. }, Err(error)) => self.take_failed(now, error.to_string(), out),
             (Stage::Closing { at, reason }, Ok(_)) => self.advance_closing(at, reason, out),
             (Stage::Closing { reason, .. }, Err(error)) => {
                 self.closing_failed(now, &reason, &error, out);
@@ -38,7 +42,13 @@ impl Machine {
         }
     }
 
-    pub(super) fn advance_opening(&mut self, at: usize, why: Why, out: &mut Vec<Effect>) {
+    pub(super) fn advance_opening(
+        &mut self,
+        now: Now,
+        at: usize,
+        why: Why,
+        out: &mut Vec<Effect>,
+    ) {
         let at = at + 1;
         if at < OPEN.len() {
             self.stage = Stage::Opening { at, why };
@@ -50,11 +60,15 @@ impl Machine {
         self.hand_over = None;
         self.target_since = None;
         self.answer(Ok(()), out);
+        if self.taking.take().is_some() {
+            out.push(Effect::TakeoverEnded(Ok(())));
+        }
         if let Some(ended) = self.moving.take() {
             let reason = match why {
-                Why::Rollback(reason) => reason,
+                Why::Rollback(reason) | Why::Takeover(reason) => reason,
                 _ => ended.failed.unwrap_or_else(|| "the move was given up".into()),
             };
+            self.auto_move_failed(now);
             out.push(Effect::MoveEnded(MoveEnd::RolledBack(reason)));
         }
     }
@@ -93,6 +107,7 @@ impl Machine {
         }
         self.answer(Err(reason.clone()), out);
         self.leftovers = Some(Leftovers::default());
+        self.since.closing = None;
         self.problem = Some(reason);
         self.stage = Stage::Standby;
         self.target_since = None;

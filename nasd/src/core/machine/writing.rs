@@ -44,6 +44,7 @@ impl Machine {
             CasResult::Won { revision } => {
                 self.record = Some(Versioned { revision, record });
                 self.record_known = true;
+                self.unsettled = None;
                 self.cas_won(now, out);
             }
             CasResult::Lost(found) => {
@@ -52,6 +53,7 @@ impl Machine {
             }
             CasResult::Unknown => {
                 self.must_read = true;
+                self.unsettled = self.record.as_ref().map(|v| v.revision);
                 self.cas_not_won(now, "the coordinator did not confirm in time", out);
             }
         }
@@ -68,8 +70,22 @@ impl Machine {
                 self.not_before = now;
                 self.open_if_proved(now, Why::Rollback(reason), out);
             }
+            Stage::TakingOver { reason, .. } => self.took(now, reason),
             _ => self.problem = None,
         }
+    }
+
+    /// C5: a write whose outcome is not known may still land. Until the record's revision has moved on
+    /// nothing is concluded from it; the authority moves it on itself, by writing the same again.
+    pub(super) fn supersede(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let Some(stored) = self.record.clone() else { return false };
+        let open = self.unsettled == Some(stored.revision) && !self.holes.has(Hole::C5);
+        let mine = stored.record.may_serve(&self.me);
+        if !open || !mine || self.must_read || now < self.not_before {
+            return false;
+        }
+        self.change(now, Ok(stored.record), CAS, out);
+        true
     }
 
     pub(super) fn cas_not_won(&mut self, now: Now, why: &str, out: &mut Vec<Effect>) {
@@ -78,8 +94,10 @@ impl Machine {
             Stage::Preparing { .. } => {
                 self.stage = Stage::Serving;
                 self.moving = None;
+                self.auto_move_failed(now);
                 out.push(Effect::MoveEnded(MoveEnd::RolledBack(format!("not begun: {why}"))));
             }
+            Stage::TakingOver { .. } => self.take_failed(now, why.to_owned(), out),
             Stage::Returning { .. } | Stage::Serving => {}
             _ => self.problem = Some(why.to_owned()),
         }

@@ -1,7 +1,8 @@
 //! Which requests may run beside which.
 //!
 //! Requests that change something run one at a time. A question to the volume runs once per kind
-//! and mount point: on a frozen volume each would hang, and threads would pile up.
+//! and mount point: on a frozen volume each would hang, and threads would pile up. While a volume
+//! is being let go no canary begins on it: its open file would keep the volume busy.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -54,8 +55,15 @@ fn lane(op: &Op) -> Option<String> {
             Some(format!("{} {}", op.name(), target.display()))
         }
         Op::Probe { .. } => Some("probe".into()),
+        Op::Pulse { .. } => Some("pulse".into()),
         _ => None,
     }
+}
+
+/// Must `op` wait for `other`, which is under way in another lane?
+fn gives_way(op: &Op, other: &str) -> bool {
+    let closing = [Op::ServerStop.name(), Op::Exit.name(), "unmount"];
+    matches!(op, Op::Canary { .. }) && closing.contains(&other)
 }
 
 impl Lanes {
@@ -63,7 +71,8 @@ impl Lanes {
     pub(super) fn enter(&self, op: &Op) -> Result<Place, Refusal> {
         let lane = lane(op);
         let mut list = lock(&self.0);
-        if let Some(other) = list.running.iter().find(|r| lane.is_some() && r.lane == lane) {
+        let excludes = |r: &&Running| (lane.is_some() && r.lane == lane) || gives_way(op, r.op);
+        if let Some(other) = list.running.iter().find(excludes) {
             let since_ms = u64::try_from(other.since.elapsed().as_millis()).unwrap_or(u64::MAX);
             return Err(Refusal::Occupied { op: other.op.into(), since_ms });
         }
@@ -102,6 +111,21 @@ mod tests {
         lanes.enter(&Op::ServerStatus).unwrap();
         drop(hanging);
         lanes.enter(&canary("/a")).unwrap();
+    }
+
+    #[test]
+    fn no_canary_begins_while_its_volume_is_let_go() {
+        for closing in [Op::Unmount { target: "/a".into(), deadline_ms: 1 }, Op::ServerStop] {
+            let lanes = Lanes::default();
+            let canary_in_flight = lanes.enter(&canary("/a")).unwrap();
+            let place = lanes.enter(&closing).unwrap();
+            drop(canary_in_flight);
+            assert!(matches!(lanes.enter(&canary("/a")),
+                Err(Refusal::Occupied { op, .. }) if op == closing.name()));
+            lanes.enter(&Op::SyncFs { target: "/a".into() }).unwrap();
+            drop(place);
+            lanes.enter(&canary("/a")).unwrap();
+        }
     }
 
     #[test]

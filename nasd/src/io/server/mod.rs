@@ -94,6 +94,10 @@ impl Shared {
             Op::Probe { export, deadline_ms } => {
                 self.nfs()?.probe(&export, Duration::from_millis(deadline_ms))
             }
+            Op::Pulse { export, deadline_ms } => {
+                self.nfs()?.pulse(&export, Duration::from_millis(deadline_ms))
+            }
+            Op::Progress => self.nfs()?.progress(),
             Op::Records => {
                 let snapshot = self.nfs_slot().clone().and_then(|nfs| nfs.snapshot());
                 Ok(Answer::Records { snapshot })
@@ -179,6 +183,8 @@ mod tests {
             Op::ServerStop,
             Op::ServerStatus,
             Op::Probe { export: "vms".into(), deadline_ms: 1 },
+            Op::Pulse { export: "vms".into(), deadline_ms: 1 },
+            Op::Progress,
             Op::IgnoreRemovals { ignore: true },
         ] {
             assert_eq!(shared.carry_out(op), Err(Refusal::NotSetUp));

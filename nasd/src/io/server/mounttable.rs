@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::super::{MountPoint, Refusal};
 
+/// Options that say that nothing can be written (any more). Newer kernels leave `rw` when ext4
+/// stops after an error, and say so in words of their own.
+const READ_ONLY: [&str; 3] = ["ro", "emergency_ro", "shutdown"];
+
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -90,7 +94,7 @@ fn entry(line: &[u8]) -> Option<Entry> {
     let separator = words.iter().position(|word| *word == b"-")?;
     let text = |at: usize| Some(String::from_utf8_lossy(words.get(at)?).into_owned());
     let options = |at: usize| text(at).unwrap_or_default();
-    let read_only = |list: String| list.split(',').any(|option| option == "ro");
+    let read_only = |list: String| list.split(',').any(|option| READ_ONLY.contains(&option));
     Some(Entry {
         id: text(0)?.parse().ok()?,
         dev: text(2)?,
@@ -158,6 +162,21 @@ mod tests {
         assert_eq!(table.top(Path::new("/stack")).unwrap().source, "/dev/drbd1");
         assert!(table.top(Path::new("/stack")).unwrap().read_only);
         assert!(!table.top(Path::new("/")).unwrap().read_only);
+    }
+
+    #[test]
+    fn a_file_system_that_stopped_by_itself_is_read_only() {
+        for (options, wanted) in [
+            ("rw", false),
+            ("rw,errors=remount-ro", false),
+            ("rw,emergency_ro", true),
+            ("rw,shutdown,data=ordered", true),
+            ("ro,relatime", true),
+        ] {
+            let line = format!("90 22 147:0 / /v rw,noatime - ext4 /dev/drbd0 {options}\n");
+            let table = MountTable::parse(line.as_bytes());
+            assert_eq!(table.top(Path::new("/v")).unwrap().read_only, wanted, "{options}");
+        }
     }
 
     #[test]

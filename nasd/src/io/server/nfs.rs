@@ -313,16 +313,39 @@ impl Nfs {
         })
     }
 
+    /// Operations that clients' calls have completed.
+    pub(super) fn progress(&self) -> Result<Answer, Refusal> {
+        let operations = self.server.operations().map_err(at("reading the counters"))?;
+        Ok(Answer::Progress { operations })
+    }
+
     /// Looks an export up through the server and compares what is found.
     pub(super) fn probe(&self, name: &str, deadline: Duration) -> Result<Answer, Refusal> {
-        let began = Instant::now();
         let Some(export) = self.export(name) else {
             return Err(Refusal::ProbeFailed { text: format!("no export named {name:?}") });
         };
+        self.look_up("nasd-probe", name, &export, deadline)
+    }
+
+    /// As [`Nfs::probe`]. A process that has not been told of the exports cannot judge the server:
+    /// that is no failure of it.
+    pub(super) fn pulse(&self, name: &str, deadline: Duration) -> Result<Answer, Refusal> {
+        let export = self.export(name).ok_or(Refusal::NotSetUp)?;
+        self.look_up("nasd-pulse", name, &export, deadline)
+    }
+
+    fn look_up(
+        &self,
+        owner: &str,
+        name: &str,
+        export: &Export,
+        deadline: Duration,
+    ) -> Result<Answer, Refusal> {
+        let began = Instant::now();
         let target = probe::Target {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, self.setup.port)),
             export: name.into(),
-            owner: format!("nasd-probe {} {}", self.setup.scope, std::process::id()),
+            owner: format!("{owner} {} {}", self.setup.scope, std::process::id()),
             deadline,
         };
         let found = self
@@ -330,7 +353,7 @@ impl Nfs {
             .netns()
             .run("nfsd-probe", || Ok(probe::probe(&target)?))
             .map_err(|e| Refusal::ProbeFailed { text: e.to_string() })?;
-        compare(&found, &self.setup.scope, &export)?;
+        compare(&found, &self.setup.scope, export)?;
         Ok(Answer::Probed { took_ms: elapsed_ms(began) })
     }
 }

@@ -9,6 +9,10 @@ use crate::wire::PORT;
 /// DRBD's resources: name, minor, letter of the disk below, port.
 pub const RESOURCES: [(&str, u8, char, u16); 2] = [("r0", 0, 'b', 7788), ("r1", 1, 'c', 7789)];
 
+/// A script that a scenario may leave on a NAS node's own disk: run in each boot, after the node's files are there and
+/// before anything uses the data disks.
+pub const BOOT_HOOK: &str = "/etc/lab/boot";
+
 /// The script that sets the node up, as early in its boot as possible.
 pub fn setup(engine: Engine, node: &Node) -> String {
     let (lab, management) = (engine.interface(), engine.management_interface());
@@ -37,6 +41,7 @@ pub fn setup(engine: Engine, node: &Node) -> String {
     }
     if node.role == Role::Nas {
         text += "modprobe drbd\n";
+        let _ = writeln!(text, "[ ! -e {BOOT_HOOK} ] || sh {BOOT_HOOK}");
     }
     text
 }

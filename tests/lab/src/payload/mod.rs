@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-pub use files::RESOURCES;
+pub use files::{BOOT_HOOK, RESOURCES};
 pub use programs::{build, same_output, workspace};
 
 use crate::engine::Engine;

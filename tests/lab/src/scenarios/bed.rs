@@ -12,6 +12,7 @@ use crate::blocks::WriterStats;
 use crate::blocks::check::CheckReport;
 use crate::client::{Job, Output};
 use crate::error::LabError;
+use crate::payload::BOOT_HOOK;
 use crate::report::{BlockCounts, Window};
 
 /// Both NAS nodes.
@@ -19,7 +20,7 @@ pub const NAS: [&str; 2] = ["nas1", "nas2"];
 /// Where fail points are read in the lab (see `nasd --help-hidden`).
 pub const FAIL_POINTS: &str = "/run/nasd-fail-points";
 /// Quiet time around a move, so that windows of neighbours do not touch.
-const REST: Duration = Duration::from_millis(1500);
+pub(super) const REST: Duration = Duration::from_millis(1500);
 
 /// One service of the bed.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +82,10 @@ impl Moved {
 }
 
 /// A writer that runs on a hypervisor.
-struct Writer {
-    node: String,
+pub(super) struct Writer {
+    pub(super) node: String,
     service: Svc,
-    id: String,
+    pub(super) id: String,
     job: Job,
 }
 
@@ -92,7 +93,9 @@ struct Writer {
 pub struct Bed {
     /// The services.
     pub services: Vec<Svc>,
-    writers: Vec<Writer>,
+    /// Pause of a writer after each write, ms. Longer for long scenarios: the writers' journals are in memory.
+    pub pause_ms: u32,
+    pub(super) writers: Vec<Writer>,
     /// Statistics of writers that ended.
     pub stats: Vec<WriterStats>,
     logs: BTreeMap<&'static str, Vec<String>>,
@@ -133,6 +136,10 @@ fn config(ctx: &Ctx, services: &[Svc]) -> String {
     text
 }
 
+/// Starts nasd now and in each boot; on the disk before a power cut can come.
+const ENABLE: &str =
+    "systemctl daemon-reload && systemctl enable nasd && sync && systemctl --no-block start nasd";
+
 const DROP_IN: &str = "[Service]\nExecStart=\nExecStart=/usr/sbin/nasd --fail-points /run/nasd-fail-points\nEnvironment=NASD_LOG=info\n";
 
 impl Bed {
@@ -142,7 +149,20 @@ impl Bed {
     /// # Errors
     /// Whatever does not come up in time.
     pub fn up(ctx: &mut Ctx, services: &[Svc]) -> Result<Self, LabError> {
+        Self::up_with(ctx, services, "")
+    }
+
+    /// As [`Bed::up`]; `hook` is a script that each NAS node runs now, before its data disks are used, and again in
+    /// each boot.
+    ///
+    /// # Errors
+    /// As [`Bed::up`].
+    pub fn up_with(ctx: &mut Ctx, services: &[Svc], hook: &str) -> Result<Self, LabError> {
         ctx.lab.wait_etcd()?;
+        for nas in NAS.iter().filter(|_| !hook.is_empty()) {
+            ctx.lab.push(nas, BOOT_HOOK, hook.as_bytes(), 0o755)?;
+            ctx.lab.sh(nas, &format!("sh {BOOT_HOOK}"), ctx.patience(Duration::from_secs(20)))?;
+        }
         ctx.lab.drbd_init()?;
         let text = config(ctx, services);
         let limit = ctx.patience(Duration::from_secs(20));
@@ -150,10 +170,11 @@ impl Bed {
             ctx.lab.push(nas, "/etc/nasd/nasd.toml", text.as_bytes(), 0o644)?;
             let path = "/etc/systemd/system/nasd.service.d/lab.conf";
             ctx.lab.push(nas, path, DROP_IN.as_bytes(), 0o644)?;
-            ctx.lab.sh(nas, "systemctl daemon-reload && systemctl --no-block start nasd", limit)?;
+            ctx.lab.sh(nas, ENABLE, limit)?;
         }
         let bed = Self {
             services: services.to_vec(),
+            pause_ms: 2,
             writers: Vec::new(),
             stats: Vec::new(),
             logs: BTreeMap::new(),
@@ -208,7 +229,7 @@ impl Bed {
         for service in self.services.clone() {
             for hv in hypervisors(ctx) {
                 let id = format!("{hv}{}{round}", service.name);
-                let writer = start_writer(ctx, &hv, service, &id)?;
+                let writer = start_writer(ctx, &hv, service, &id, self.pause_ms)?;
                 self.writers.push(writer);
             }
         }
@@ -232,7 +253,7 @@ impl Bed {
             self.stats.push(stats);
             let log = format!("/run/{}.log", writer.id);
             let bytes = ctx.lab.pull(&writer.node, &log)?;
-            for nas in NAS {
+            for nas in NAS.iter().filter(|n| ctx.lab.answers(n)) {
                 ctx.lab.push(nas, &log, &bytes, 0o600)?;
             }
             self.logs.entry(writer.service.name).or_default().push(log);
@@ -289,6 +310,10 @@ impl Bed {
         for service in &self.services {
             let owner = self.wait_served(ctx, *service, Duration::from_secs(30))?;
             for nas in NAS {
+                if !ctx.lab.answers(nas) {
+                    ctx.demand(false, &format!("{nas} is up at the end"));
+                    continue;
+                }
                 let left = leftovers(ctx, nas, *service)?;
                 let expected = if nas == owner { "address mount Primary" } else { "" };
                 ctx.demand(
@@ -316,7 +341,14 @@ pub fn leftovers(ctx: &Ctx, nas: &str, service: Svc) -> Result<String, LabError>
     Ok(out.trim().to_owned())
 }
 
-fn start_writer(ctx: &Ctx, hv: &str, service: Svc, id: &str) -> Result<Writer, LabError> {
+fn start_writer(
+    ctx: &Ctx,
+    hv: &str,
+    service: Svc,
+    id: &str,
+    pause_ms: u32,
+) -> Result<Writer, LabError> {
+    let pause = pause_ms.to_string();
     let (dir, log) = (format!("/mnt/{}", service.name), format!("/run/{id}.log"));
     let stats = format!("/run/{id}.json");
     let argv = [
@@ -337,7 +369,7 @@ fn start_writer(ctx: &Ctx, hv: &str, service: Svc, id: &str) -> Result<Writer, L
         "--gap-ms",
         "20",
         "--pause-ms",
-        "2",
+        &pause,
     ];
     let job = ctx.lab.spawn(hv, &argv)?;
     let end = Instant::now() + ctx.patience(Duration::from_secs(30));
@@ -354,12 +386,12 @@ fn start_writer(ctx: &Ctx, hv: &str, service: Svc, id: &str) -> Result<Writer, L
     Err(in_vain(&format!("writer {id} to be ready"), last, Duration::from_secs(30)))
 }
 
-fn hypervisors(ctx: &Ctx) -> Vec<String> {
+pub(super) fn hypervisors(ctx: &Ctx) -> Vec<String> {
     ctx.lab.hypervisors().map(|n| n.name.clone()).collect()
 }
 
 /// The clients' wall clock, ns.
-fn clock(ctx: &Ctx) -> Result<u64, LabError> {
+pub(super) fn clock(ctx: &Ctx) -> Result<u64, LabError> {
     let text = ctx.lab.check("hv1", &["date", "+%s%N"], ctx.patience(Duration::from_secs(10)))?;
     Ok(text.trim().parse().unwrap_or(0))
 }
@@ -371,7 +403,7 @@ pub fn moved(out: &Output, window: Option<Window>) -> Moved {
     Moved { code: out.code, events, window }
 }
 
-fn in_vain(what: &str, last: String, limit: Duration) -> LabError {
+pub(super) fn in_vain(what: &str, last: String, limit: Duration) -> LabError {
     LabError::WaitedInVain { what: what.to_owned(), limit, last }
 }
 
@@ -383,11 +415,16 @@ fn add(sum: &mut BlockCounts, more: &BlockCounts) {
     sum.foreign += more.foreign;
 }
 
-/// The node that serves and is settled, if there is exactly one.
+/// The node that serves and is settled, if there is exactly one. A node that is off or frozen serves nothing; one
+/// whose nasd does not answer is not passed over.
 fn serving(ctx: &Ctx, service: Svc) -> Result<Option<String>, String> {
     let mut owners = Vec::new();
     let mut seen = String::new();
     for nas in NAS {
+        if !ctx.lab.answers(nas) {
+            seen += &format!("{nas}: does not answer ");
+            continue;
+        }
         let Some(status) = status(ctx, nas, service)? else { continue };
         seen += &format!("{nas}: {} {} ", status["stage"], status["problem"]);
         let settled = status["record"]["phase"]["name"] == "serving"

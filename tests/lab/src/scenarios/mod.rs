@@ -2,11 +2,23 @@
 
 mod bed;
 mod boot;
+mod cold;
+mod coordinator;
+mod crash;
+mod cuts;
 mod demo;
+mod disks;
 mod faults;
+mod frozen;
 mod gate;
 mod killed;
+mod late;
+mod meddling;
+mod mid_move;
+mod recovery;
 mod refusals;
+mod server;
+mod soak;
 mod switchover;
 
 use std::time::Duration;
@@ -42,6 +54,10 @@ pub struct Ctx {
     pub report: ScenarioReport,
     /// Time bounds are multiplied by this: 1 for `lab run`, 5 for `lab test` on a noisy machine.
     pub slack: f64,
+    /// Seed of random choices.
+    pub seed: u64,
+    /// How long faults are injected, minutes, where that is a choice; the scenario's own time when `None`.
+    pub minutes: Option<u32>,
 }
 
 impl Ctx {
@@ -78,6 +94,40 @@ pub const ALL: &[Scenario] = &[
     refusals::WRONG_DISK,
     killed::SCENARIO,
     gate::SCENARIO,
+    crash::ACTIVE,
+    crash::STANDBY,
+    frozen::NASD,
+    frozen::NASD_SHORT,
+    frozen::NODE,
+    cuts::REPLICATION,
+    cuts::CLIENTS,
+    cuts::ACTIVE,
+    cuts::STANDBY,
+    cuts::COORDINATOR,
+    frozen::CRASH_LOOP,
+    frozen::UPGRADE,
+    cuts::CARRIER,
+    cuts::RETURNS,
+    mid_move::SOME,
+    mid_move::ALL,
+    cold::BOTH,
+    cold::STALE,
+    cold::DOUBLE,
+    cold::RESYNC,
+    coordinator::DOWN,
+    coordinator::LEADER,
+    coordinator::NOSPACE,
+    coordinator::RESTORED,
+    disks::STANDBY,
+    disks::OWNER,
+    disks::HANG,
+    server::READONLY,
+    server::STUCK,
+    meddling::OPERATOR,
+    meddling::HELPER,
+    late::OPENING,
+    late::CLIENTS,
+    soak::SCENARIO,
     switchover::STOCK_KERNEL,
 ];
 
@@ -124,7 +174,8 @@ impl Scenario {
             ok: true,
             ..ScenarioReport::default()
         };
-        let mut ctx = Ctx { lab, report, slack };
+        let seed = spec.seed.unwrap_or_default();
+        let mut ctx = Ctx { lab, report, slack, seed, minutes: spec.minutes };
         if let Err(e) = (self.run)(&mut ctx) {
             ctx.report.ok = false;
             ctx.report.notes.push(e.to_string());

@@ -1,0 +1,73 @@
+//! What comes in from outside the programs: DRBD's state, the other nasd's beats, results of searches
+//! and chores. Keeps the times since when something has been so.
+
+use super::*;
+
+impl Machine {
+    pub(super) fn see_drbd(&mut self, now: Now, view: DrbdView) {
+        let track = |since: &mut Option<Now>, holds: bool| {
+            if holds {
+                since.get_or_insert(now);
+            } else {
+                *since = None;
+            }
+        };
+        let known = view.role != Role::Unknown;
+        track(&mut self.since.frozen, view.frozen);
+        track(&mut self.since.disconnected, known && !view.connected);
+        track(&mut self.since.failed, known && view.local_failed);
+        self.since.connected_once |= view.connected;
+        self.since.sound_once |= view.local_consistent;
+        self.drbd = view;
+    }
+
+    /// A beat: life, and facts. What it could not tell now but has told before stays known.
+    pub(super) fn hear(&mut self, now: Now, mut beat: PeerBeat) {
+        if beat.violations.is_none() {
+            beat.violations = self.peer_view.beat.violations.take();
+        }
+        if self.granted_until.is_none() {
+            self.granted_until = self.granted_before(now, beat.gate);
+        }
+        self.heard_epoch(beat.epoch);
+        self.peer_view = PeerView { heard: Some(now), beat };
+        self.side.sought = None;
+    }
+
+    /// After a restart: an upper bound of what this node's former life has granted, from the gate that
+    /// the owner reports. A request on its way may add one more life.
+    fn granted_before(&self, now: Now, gate: GateReport) -> Option<Now> {
+        match gate {
+            GateReport::Unknown => None,
+            GateReport::Shut => Some(now + self.timing.ttl),
+            GateReport::Open { left: Some(left) } => Some(now + left + self.timing.ttl),
+            GateReport::Open { left: None } => Some(now + self.timing.long_ttl),
+        }
+    }
+
+    pub(super) fn sought(&mut self, now: Now, run: RunId, sign: Sign) {
+        if self.side.seek.is_some_and(|(r, _)| r == run) {
+            self.side.seek = None;
+            self.side.sought = Some((now, sign));
+            self.side.seek_not_before = now + SEEK_AGAIN;
+        }
+    }
+
+    pub(super) fn chore_done(&mut self, now: Now, run: RunId, result: Result<(), String>) {
+        let Some((_, chore, _)) = self.side.chore.filter(|(r, _, _)| *r == run) else { return };
+        self.side.chore = None;
+        let connects = matches!(chore, Chore::Connect | Chore::Retrigger);
+        self.side.chore_not_before = now + if connects { CONNECT_PAUSE } else { CHORE_PAUSE };
+        match (chore, result) {
+            (Chore::Mark(on), Ok(())) => self.marked = on,
+            (Chore::Outdate, Ok(())) => self.side.outdated_in = self.record().map(|r| r.epoch),
+            (_, Ok(())) => {}
+            (chore, Err(why)) => self.problem = Some(format!("{chore:?}: {why}")),
+        }
+    }
+
+    /// The peer's nasd was heard so lately that its word counts.
+    pub(super) fn peer_is_fresh(&self, now: Now) -> bool {
+        self.peer_view.heard.is_some_and(|at| now < at + self.timing.silence)
+    }
+}

@@ -1,0 +1,406 @@
+//! Taking over without the owner's consent, and everything that leads there (design section 6).
+//!
+//! Keeps S1 (`Frozen`: forced disconnect, verified, *then* the compare-and-set), S2 (who may), S4 (how
+//! long it waits), H3 (what can fail comes first) and H4 (a hanging nasd is not a living one).
+
+use std::time::Duration;
+
+use super::*;
+
+/// After the end of a hanging owner's right, before its node is given up.
+const HANG_MARGIN: Duration = Duration::from_millis(500);
+
+impl Machine {
+    /// Why this node may not take over now; `Ok`: it may.
+    ///
+    /// # Errors
+    /// The reason in words.
+    pub(super) fn may_take(&self, record: &Record) -> Result<(), String> {
+        let beat = &self.peer_view.beat;
+        let heard = self.peer_view.heard.is_some();
+        let sound = self.drbd.local_up_to_date
+            || (self.drbd.local_consistent && !self.since.connected_once);
+        let whole = self.marked || !self.drbd.descends_from(&record.data_uuid);
+        let no = if let Some(by) = &record.hold {
+            format!("held by {by} (nasctl unhold)")
+        } else if !record.current.contains(&self.me) {
+            let current: Vec<_> = record.current.iter().map(|n| n.0.as_str()).collect();
+            format!(
+                "the replica of {} may miss acknowledged writes; only {} has them all",
+                self.me,
+                current.join(", ")
+            )
+        } else if whole && !self.holes.has(Hole::C2) {
+            format!("a disk of {} had failed, or its data is not of the record's generation", self.me)
+        } else if self.drbd.role != Role::Secondary || !sound || self.drbd.resync {
+            format!("a disk of {} is not UpToDate", self.me)
+        } else if heard && beat.violations.as_ref().is_none_or(|v| !v.is_empty()) {
+            format!("the DRBD options of {} are not those that freeze it (see doctor there)", self.peer)
+        } else {
+            return Ok(());
+        };
+        Err(no)
+    }
+
+    /// Why a failover to the standby would not work now; empty: it would. Judged on either node.
+    #[must_use]
+    pub fn failover_ready(&self, now: Now) -> Vec<String> {
+        let Some(record) = self.record() else { return vec!["no record has been read".into()] };
+        let mut why = Vec::new();
+        if let Some(unreadable) = &self.unreadable {
+            why.push(unreadable.clone());
+        }
+        if record.authority() == Some(&self.me) {
+            let beat = &self.peer_view.beat;
+            why.extend(record.hold.iter().map(|by| format!("held by {by} (nasctl unhold)")));
+            if !record.current.contains(&self.peer) {
+                why.push(format!("the replica on {} is not current", self.peer));
+            }
+            if !self.peer_is_fresh(now) {
+                why.push(format!("nasd on {} is not heard", self.peer));
+            }
+            why.extend(beat.unfit.iter().map(|u| format!("{}: {u}", self.peer)));
+        } else if let Err(no) = self.may_take(record) {
+            why.push(no);
+        }
+        why
+    }
+
+    /// On an idle node whose record belongs to the other one.
+    pub(super) fn consider_takeover(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
+        if now < self.not_before {
+            return;
+        }
+        let may = self.may_take(record);
+        if let Some(reason) = self.asked.take() {
+            match may {
+                Ok(()) => self.begin_take(now, reason, out),
+                Err(no) => self.answer_asked(Err(no), out),
+            }
+            return;
+        }
+        let started = self.since.started.unwrap_or(now);
+        let silent = self.peer_view.silent_for(now, started);
+        let never = self.peer_view.heard.is_none();
+        if silent < if never { self.timing.cold_wait } else { self.timing.silence } {
+            return;
+        }
+        if let Err(no) = may {
+            let ms = silent.as_millis();
+            self.problem = Some(format!("{} is silent since {ms} ms; no takeover: {no}", self.peer));
+            return;
+        }
+        self.weigh(now, silent, out);
+    }
+
+    fn weigh(&mut self, now: Now, silent: Duration, out: &mut Vec<Effect>) {
+        let fresh = self.side.sought.filter(|(at, _)| now < *at + SEEK_AGAIN * 2);
+        let Some((_, sign)) = fresh else { return self.seek(now, out) };
+        let ms = silent.as_millis();
+        let peer = self.peer.clone();
+        match sign {
+            Sign::Nothing => {
+                self.begin_take(now, format!("{peer} is silent since {ms} ms and answers nowhere"), out);
+            }
+            Sign::HostOnly if self.holes.has(Hole::H4) => {}
+            Sign::HostOnly if now >= self.peer_grant_end() + HANG_MARGIN => {
+                self.begin_take(now, format!("nasd on {peer} hangs or is gone since {ms} ms"), out);
+            }
+            Sign::HostOnly => self.seek(now, out),
+            Sign::Alive => {
+                self.problem = Some(format!(
+                    "{peer} lives (it answers in the coordinator), but the path between the nodes is cut"
+                ));
+                self.seek(now, out);
+            }
+            Sign::Unknown => {
+                self.problem = Some(format!(
+                    "{peer} is silent since {ms} ms, and the coordinator does not answer: nothing is decided"
+                ));
+                self.seek(now, out);
+            }
+        }
+    }
+
+    fn seek(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.side.seek.is_some() || now < self.side.seek_not_before {
+            return;
+        }
+        let run = self.next_run;
+        self.next_run += 1;
+        self.side.seek = Some((run, now + SEEK));
+        out.push(Effect::Seek { run });
+    }
+
+    pub(super) fn begin_take(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
+        self.side.sought = None;
+        self.problem = None;
+        self.begun_taking_at(now);
+        let at = usize::from(self.holes.has(Hole::H3));
+        self.stage = Stage::TakingOver { at, reason };
+        self.run_step(now, TAKE[at], out);
+    }
+
+    fn begun_taking_at(&mut self, now: Now) {
+        self.target_since = Some(now);
+    }
+
+    /// The peer spoke again before anything was decided: nothing has happened yet, let it be.
+    fn peer_came_back(&self) -> bool {
+        let begun = self.target_since.unwrap_or_default();
+        !self.asked_answer_due
+            && self.peer_view.heard.is_some_and(|at| at > begun)
+            && self.peer_view.beat.role != Role::Secondary
+    }
+
+    pub(super) fn continue_taking(
+        &mut self,
+        now: Now,
+        at: usize,
+        reason: &str,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.peer_came_back() {
+            let why = format!("{} was heard again; {reason} is not so any more", self.peer);
+            self.take_failed(now, why, out);
+        } else if at < TAKE.len() {
+            self.run_step(now, TAKE[at], out);
+        } else if let Some(record) = self.record().cloned() {
+            if let Err(no) = self.may_take(&record) {
+                self.take_failed(now, no, out);
+                return;
+            }
+            let next = record.take(&self.me);
+            if let Err(error) = &next {
+                self.take_failed(now, error.to_string(), out);
+            } else {
+                self.change(now, next, CAS, out);
+            }
+        }
+    }
+
+    /// Nothing was taken. DRBD may be disconnected by now: it connects again as a chore.
+    pub(super) fn take_failed(&mut self, now: Now, why: String, out: &mut Vec<Effect>) {
+        self.stage = Stage::Waiting;
+        self.must_read = true;
+        self.target_since = None;
+        self.not_before = now + RETRY;
+        self.problem = Some(format!("takeover not done: {why}"));
+        self.answer_asked(Err(why), out);
+    }
+
+    pub(super) fn answer_asked(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.asked_answer_due) {
+            out.push(Effect::TakeoverEnded(result));
+        }
+    }
+
+    /// The compare-and-set is confirmed: nobody else may write now. From here on it is an opening.
+    pub(super) fn took(&mut self, now: Now, reason: String) {
+        self.open_not_before = self.wait_out(now);
+        self.asked_answer_due = false;
+        self.taking = Some(reason);
+        self.target_since = None;
+        self.not_before = now;
+        self.stage = Stage::Waiting;
+    }
+
+    /// The last moment at which a grant by this node's consent may end.
+    fn peer_grant_end(&self) -> Now {
+        let unknown = self.since.started.unwrap_or_default() + self.timing.long_ttl;
+        self.granted_until.unwrap_or(unknown)
+    }
+
+    /// S4: grants by this node's consent are known; grants by the record were asked for before the
+    /// compare-and-set. Without a report of a working gate only the address' lifetime is left.
+    fn wait_out(&self, taken: Now) -> Now {
+        let t = &self.timing;
+        let by_record = taken + t.record_ttl;
+        let end = self.peer_grant_end().max(by_record) + t.margin(t.ttl);
+        match self.peer_view.beat.gate {
+            GateReport::Unknown => end.max(taken + t.ttl + t.without_gate()),
+            GateReport::Shut | GateReport::Open { .. } => end,
+        }
+    }
+
+    /// This node has the authority and does not serve: after a start, a takeover, a failed opening.
+    pub(super) fn decide_own(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
+        let taking = matches!(record.phase, Phase::Taking { .. });
+        if taking && self.taking.is_none() && self.drbd.role != Role::Primary {
+            // A former life took over. When is not known: the wait begins anew.
+            self.open_not_before = self.wait_out(now);
+            self.taking = Some("the takeover of a former life goes on".into());
+        }
+        if self.ask_whoever_has_the_data(now, record, out) {
+            return;
+        }
+        let idle = self.drbd.role == Role::Secondary && !self.drbd.connected;
+        let lone = self.since.disconnected.is_some_and(|at| now >= at + self.timing.lone_wait);
+        let mine = record.current.contains(&self.me) && record.current.contains(&self.peer);
+        if idle && lone && mine && self.whole_alone() && now >= self.not_before {
+            self.change(now, record.exclude(&self.me, &self.peer), CAS, out);
+            return;
+        }
+        let why = self.taking.clone().map_or(Why::Start, Why::Takeover);
+        self.open_if_proved(now, why, out);
+    }
+
+    /// The authority is here, the data is over there (this node lost its disk and then its life).
+    fn ask_whoever_has_the_data(
+        &mut self,
+        now: Now,
+        record: &Record,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let elsewhere = !record.current.contains(&self.me)
+            && record.current.contains(&self.peer)
+            && self.drbd.role == Role::Secondary;
+        if !elsewhere {
+            return false;
+        }
+        let reason = format!("the replica of {} is not current", self.me);
+        self.problem = Some(format!("{reason}; {} must take the service", self.peer));
+        if now >= self.auto.not_before {
+            self.auto.not_before = now + Duration::from_secs(5);
+            out.push(Effect::AskTakeover { reason });
+        }
+        true
+    }
+
+    /// One step of the opening; a taker waits before its threads start (S7: grace begins there) and
+    /// writes `serving` just before the gate.
+    pub(super) fn continue_opening(&mut self, now: Now, at: usize, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else { return };
+        if !record.may_serve(&self.me) {
+            let reason = format!("the record says {} in epoch {}", record.phase, record.epoch);
+            self.close(now, reason, out);
+            return;
+        }
+        let step = OPEN[at];
+        let taking = matches!(record.phase, Phase::Taking { .. });
+        let early = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
+        if taking && step == early && now < self.open_not_before {
+            self.wake(now, self.open_not_before, out);
+        } else if taking && step == Step::OpenGate {
+            let uuids = self.drbd.data_uuid.clone();
+            let next = record.settle_take(&self.me, self.generation, uuids);
+            if now >= self.not_before {
+                self.change(now, next, CAS, out);
+            }
+        } else {
+            self.run_step(now, step, out);
+        }
+    }
+
+    fn wake(&mut self, now: Now, at: Now, out: &mut Vec<Effect>) {
+        let asked = self.side.wake.is_some_and(|w| w == at && now < w);
+        if !asked {
+            self.side.wake = Some(at);
+            out.push(Effect::Wake { at });
+        }
+    }
+
+    /// A move without a link: the old owner has demoted (its beat says so) and the target cannot prove
+    /// it by DRBD, or the other way round. The first compare-and-set wins (safety, section 3).
+    pub(super) fn take_if_link_lost(
+        &mut self,
+        now: Now,
+        asked: bool,
+        record: &Record,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        if self.drbd.connected || self.drbd.role != Role::Secondary {
+            return false;
+        }
+        let idle_there = self.peer_is_fresh(now) && self.peer_view.beat.role == Role::Secondary;
+        if asked && idle_there && now >= self.not_before && self.may_take(record).is_ok() {
+            self.begin_take(now, "the link was lost in the middle of a move".into(), out);
+            return true;
+        }
+        self.consider_takeover(now, record, out);
+        matches!(self.stage, Stage::TakingOver { .. })
+    }
+
+    /// Hole C1 only: what a claim without a compare-and-set would do.
+    pub(super) fn come_back_unasked(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.drbd.local_up_to_date {
+            self.stage = Stage::Opening { at: 0, why: Why::Rollback("hole C1".into()) };
+            self.run_step(now, OPEN[0], out);
+        }
+    }
+
+    /// This node cannot serve well, and the other could: hand over in good order, and if that fails
+    /// twice, let the other one take over. True: begun.
+    pub(super) fn move_for_health(
+        &mut self,
+        now: Now,
+        record: &Record,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        let able = record.hold.is_none()
+            && matches!(record.phase, Phase::Serving { .. })
+            && record.current.contains(&self.peer)
+            && self.peer_holds_everything()
+            && self.peer_is_fresh(now)
+            && self.peer_view.beat.unfit.is_none();
+        if !able {
+            self.since.well = None;
+            return false;
+        }
+        let well = *self.since.well.get_or_insert(now);
+        let Some(reason) = self.unfit.clone() else {
+            self.auto.failed = 0;
+            return self.go_home(now, well, out);
+        };
+        if now < self.auto.not_before {
+            return false;
+        }
+        if self.auto.failed >= 2 {
+            self.auto.not_before = now + AUTO_MOVE_PAUSE;
+            out.push(Effect::AskTakeover { reason });
+            return false;
+        }
+        self.auto.running = true;
+        self.auto.not_before = now + Duration::from_secs(5);
+        let to = self.peer.clone();
+        self.begin_move(now, &to, AUTO_MOVE, out);
+        true
+    }
+
+    /// Failback, where it is configured: never soon, never twice in a short time.
+    fn go_home(&mut self, now: Now, well: Now, out: &mut Vec<Effect>) -> bool {
+        let due = self.failback.is_some_and(|after| now >= well + after);
+        if !due || !self.drbd.both_current() || now < self.auto.not_before {
+            return false;
+        }
+        self.auto.running = true;
+        self.auto.not_before = now + AUTO_MOVE_PAUSE;
+        let to = self.peer.clone();
+        self.begin_move(now, &to, AUTO_MOVE, out);
+        true
+    }
+
+    /// Called wherever a move has ended without moving.
+    pub(super) fn auto_move_failed(&mut self, now: Now) {
+        if std::mem::take(&mut self.auto.running) {
+            self.auto.failed += 1;
+            let pause = if self.unfit.is_some() { AUTO_MOVE_RETRY } else { AUTO_MOVE_PAUSE };
+            self.auto.not_before = now + pause;
+        }
+    }
+
+    /// The operator's hold is part of the record: both nodes and every later life see it.
+    pub(super) fn write_hold(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let Some(want) = self.want_hold.clone() else { return false };
+        let Some(record) = self.record().cloned() else { return false };
+        if record.hold == want {
+            self.want_hold = None;
+            return false;
+        }
+        let still = matches!(self.stage, Stage::Serving | Stage::Standby | Stage::Waiting);
+        if still && now >= self.not_before {
+            self.change(now, Ok(record.held(want)), CAS, out);
+        }
+        still && self.pending.is_some()
+    }
+}

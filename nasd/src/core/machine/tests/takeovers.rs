@@ -1,0 +1,271 @@
+//! Takeover without consent, the way back, and when it must not happen.
+
+use super::*;
+
+impl World {
+    fn run_for(&mut self, ms: u64) {
+        let end = self.now + Duration::from_millis(ms);
+        while self.now < end {
+            self.turn();
+        }
+    }
+
+    fn record_now(&self) -> Record {
+        self.stored.as_ref().unwrap().record.clone()
+    }
+}
+
+#[test]
+fn s1_a_dead_owner_is_replaced_and_the_taker_is_alone() {
+    let mut world = World::new();
+    world.power_cut(0);
+    world.run_for(6000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[1]);
+    let record = world.record_now();
+    assert_eq!((record.epoch, record.authority()), (2, Some(&names()[1])));
+    assert!(matches!(record.phase, Phase::Serving { .. }));
+    assert_eq!(record.current, BTreeSet::from([names()[1].clone()]));
+    let trail = &world.nodes[1].trail;
+    let at = |name: &str| trail.iter().position(|t| *t == name).unwrap();
+    assert!(at("take-ready") < at("force-disconnect") && at("force-disconnect") < at("primary"));
+}
+
+#[test]
+fn s4_the_gate_of_a_taker_opens_after_every_grant_has_ended() {
+    let mut world = World::new();
+    let now = world.now;
+    assert!(world.machines[1].consent(now, 1, timing().ttl * 4), "a long right");
+    world.power_cut(0);
+    world.run_for(5800);
+    assert_eq!(world.owner(), None, "the long right of 6 s has not ended");
+    world.run_for(1500);
+    assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn a_returning_owner_becomes_standby_and_current_again() {
+    let mut world = World::new();
+    world.power_cut(0);
+    world.run_for(6000);
+    world.power_on(0);
+    world.settle();
+    assert_eq!(world.owner(), Some(1));
+    assert!(world.nodes[1].chores.contains(&Chore::Connect), "the taker lets it in again");
+    assert_eq!(world.record_now().current.len(), 2);
+    assert_eq!(*world.machines[0].stage(), Stage::Standby);
+}
+
+#[test]
+fn a_dead_standby_is_excluded_and_the_owner_goes_on() {
+    let mut world = World::new();
+    world.power_cut(1);
+    world.run_for(3000);
+    assert_eq!(world.owner(), Some(0));
+    assert_eq!(world.record_now().current, BTreeSet::from([names()[0].clone()]));
+    assert!(!world.is_frozen(0));
+    assert!(world.machines[0].sole_current(), "H5: its right has no end");
+}
+
+#[test]
+fn h4_a_hanging_nasd_is_replaced_when_its_right_has_lapsed_and_then_stops_its_node() {
+    let mut world = World::new();
+    let now = world.now;
+    assert!(world.machines[1].consent(now, 1, timing().ttl));
+    world.nodes[0].frozen_nasd = true;
+    world.run_for(1600);
+    assert_eq!(world.record_now().epoch, 1, "not before its right has ended");
+    world.nodes[0].gate = false; // the kernel's gate has shut by itself
+    world.run_for(6000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[1]);
+    world.nodes[0].frozen_nasd = false;
+    world.nodes[0].primary = true;
+    world.run_for(500);
+    assert!(world.nodes[0].fenced || !world.nodes[0].primary, "{:#?}", world.machines[0]);
+}
+
+#[test]
+fn an_owner_that_lives_elsewhere_is_left_alone() {
+    let mut world = World::new();
+    world.beats = false;
+    world.run_for(10_000);
+    assert_eq!(world.owner(), Some(0));
+    assert_eq!(world.record_now().epoch, 1);
+    assert!(world.machines[1].problem().unwrap().contains("path between the nodes is cut"));
+}
+
+#[test]
+fn s12_without_a_coordinator_nobody_takes_over() {
+    let mut world = World::new();
+    world.coordinator = false;
+    world.power_cut(0);
+    world.run_for(8000);
+    assert_eq!(world.owner(), None);
+    assert!(!world.nodes[1].stand_alone, "not even the link is cut");
+    world.coordinator = true;
+    world.run_for(8000);
+    assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn a_held_service_is_not_taken_over() {
+    let mut world = World::new();
+    world.feed(0, Event::Hold(Some("alice".into())));
+    world.run_for(500);
+    assert_eq!(world.record_now().hold.as_deref(), Some("alice"));
+    world.power_cut(0);
+    world.run_for(8000);
+    assert_eq!(world.owner(), None);
+    world.feed(1, Event::Hold(None));
+    world.run_for(8000);
+    assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn s2_an_excluded_standby_outdates_itself_and_takes_nothing() {
+    let mut world = World::new();
+    world.linked = false;
+    world.run_for(3000);
+    assert!(world.nodes[1].chores.contains(&Chore::Outdate));
+    world.power_cut(0);
+    world.run_for(20_000);
+    assert_eq!(world.owner(), None);
+    assert!(world.machines[1].problem().unwrap().contains("may miss acknowledged writes"));
+    assert!(!world.machines[1].failover_ready(world.now).is_empty());
+}
+
+#[test]
+fn c5_a_write_of_unknown_outcome_is_superseded_before_anything_rests_on_it() {
+    let mut world = World::new();
+    world.linked = false;
+    world.run_for(3000);
+    assert!(world.machines[0].sole_current());
+    world.linked = true;
+    world.coordinator = false;
+    world.run_for(200);
+    world.linked = false;
+    world.run_for(200);
+    assert!(!world.machines[0].sole_current(), "the inclusion may still land");
+    let before = world.stored.as_ref().unwrap().revision;
+    world.coordinator = true;
+    world.run_for(4000);
+    assert!(world.stored.as_ref().unwrap().revision > before, "superseded");
+    assert!(world.machines[0].sole_current());
+}
+
+#[test]
+fn both_dead_either_order_and_alone() {
+    for alone in 0..2 {
+        for later in [None, Some(4000), Some(30_000)] {
+            let mut world = World::new();
+            world.power_cut(0);
+            world.power_cut(1);
+            world.run_for(2000);
+            world.power_on(alone);
+            if let Some(ms) = later {
+                world.run_for(ms);
+                world.power_on(1 - alone);
+            }
+            world.settle();
+            world.settle();
+            assert!(world.owner().is_some(), "{alone} {later:?}: {:#?}", world.machines[alone]);
+            if later.is_some() {
+                assert_eq!(world.record_now().current.len(), 2, "{alone} {later:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn either_node_dies_at_each_step_of_a_planned_move() {
+    for victim in 0..2 {
+        for after in 0..40 {
+            let mut world = World::new();
+            let to = names()[1].clone();
+            world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+            for _ in 0..after {
+                if let Some((n, effect)) = world.queue.pop_front() {
+                    world.execute(n, effect);
+                }
+            }
+            world.power_cut(victim);
+            world.settle();
+            assert_eq!(world.owner(), Some(1 - victim), "victim {victim} after {after}: {:#?}", world.machines[1 - victim]);
+            world.power_on(victim);
+            world.settle();
+            assert_eq!(world.owner(), Some(1 - victim), "victim {victim} after {after}");
+            assert_eq!(world.record_now().current.len(), 2, "victim {victim} after {after}");
+        }
+    }
+}
+
+#[test]
+fn double_fault_the_first_owner_refuses_stale_data_until_the_taker_is_back() {
+    let mut world = World::new();
+    world.power_cut(0);
+    world.run_for(6000);
+    world.power_cut(1);
+    world.power_on(0);
+    world.run_for(20_000);
+    assert_eq!(world.owner(), None);
+    assert!(world.machines[0].problem().unwrap().contains("may miss acknowledged writes"));
+    world.power_on(1);
+    world.settle();
+    assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn an_unfit_owner_moves_by_itself_and_an_unable_one_asks() {
+    let mut world = World::new();
+    world.feed(0, Event::Health(Some("no carrier".into())));
+    world.settle();
+    assert_eq!(world.owner(), Some(1));
+    assert_eq!(world.ends.pop(), Some(MoveEnd::Moved));
+
+    let mut world = World::new();
+    world.fail = Some((0, Step::Unmount, refused()));
+    world.feed(0, Event::Health(Some("disk hangs".into())));
+    world.settle();
+    assert_eq!(world.nodes[0].asked.first().map(String::as_str), Some("disk hangs"));
+    assert_eq!(world.record_now().authority(), Some(&names()[1]));
+}
+
+#[test]
+fn failback_happens_only_where_it_is_asked_for_and_only_after_its_delay() {
+    let mut world = World::new();
+    world.switchover(0);
+    world.run_for(60_000);
+    assert_eq!(world.owner(), Some(1), "no failback by itself");
+    let machine = world.machines[1].clone();
+    world.machines[1] = machine.with_failback(Duration::from_secs(30));
+    world.run_for(2000);
+    assert_eq!(world.owner(), Some(0), "all has been well for long already");
+    assert_eq!(world.record_now().epoch, 3);
+}
+
+#[test]
+fn h11_an_owner_held_back_by_its_standbys_disk_drops_it_and_goes_on() {
+    let mut world = World::new();
+    let ill = PeerBeat { unfit: Some("disk hangs".into()), ..world.beat(1) };
+    world.feed(0, Event::Peer(ill));
+    world.feed(0, Event::Health(Some("canary hangs".into())));
+    let effects = std::mem::take(&mut world.queue);
+    let drops = |e: &(usize, Effect)| matches!(e.1, Effect::Chore { chore: Chore::DropPeer, .. });
+    assert!(effects.iter().any(drops), "{effects:?}");
+    assert!(!effects.iter().any(|e| matches!(e.1, Effect::Cas { .. })), "no move: {effects:?}");
+}
+
+#[test]
+fn h2_a_freeze_that_stays_runs_the_helper_again() {
+    let mut world = World::new();
+    world.power_cut(1);
+    world.run_for(1000);
+    let frozen = DrbdView { frozen: true, ..world.view(0) };
+    for _ in 0..40 {
+        world.now += Duration::from_millis(100);
+        world.feed(0, Event::Drbd(frozen.clone()));
+    }
+    while let Some((n, effect)) = world.queue.pop_front() {
+        world.execute(n, effect);
+    }
+    assert!(world.nodes[0].chores.contains(&Chore::Retrigger));
+}

@@ -1,0 +1,100 @@
+//! What is done beside the programs: let DRBD connect, mark this replica outdated, have the kernel
+//! fence again, keep the durable mark. Each is idempotent (S9) and ends (S8); none of them ever makes
+//! a node writable, and none forces anything but a disconnect (S3).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::connection::ConnectionError;
+use super::drbd;
+use super::hands::Hands;
+use super::mark::Mark;
+use super::start::STATE_DIR;
+use crate::core::machine::{CHORE, Chore};
+
+/// Kept from the core's limit, so that its answer says more than "late".
+const MARGIN: Duration = Duration::from_millis(500);
+/// For the kernel; what is left is `drbdadm`'s.
+const KERNEL: Duration = Duration::from_millis(2500);
+
+/// Runs one chore.
+///
+/// # Errors
+/// Why it was not done, in words.
+pub async fn run(hands: &Hands, chore: Chore) -> Result<(), String> {
+    let done = async {
+        match chore {
+            Chore::Connect => connect(hands).await,
+            Chore::Outdate => outdate(hands).await,
+            Chore::Retrigger => retrigger(hands).await,
+            Chore::DropPeer => drop_peer(hands).await,
+            Chore::Mark(marked) => mark(hands, marked).await,
+        }
+    };
+    let result = match tokio::time::timeout(CHORE - MARGIN, done).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("not done within {:?}", CHORE - MARGIN)),
+    };
+    match &result {
+        Ok(()) => tracing::info!(service = hands.service.name, ?chore, "done"),
+        Err(reason) => tracing::warn!(service = hands.service.name, ?chore, reason, "failed"),
+    }
+    result
+}
+
+async fn connect(hands: &Hands) -> Result<(), String> {
+    let drbd = Arc::clone(&hands.drbd);
+    or_drbdadm(hands, on_thread(move || drbd.connect(KERNEL)).await?).await
+}
+
+async fn retrigger(hands: &Hands) -> Result<(), String> {
+    let drbd = Arc::clone(&hands.drbd);
+    match on_thread(move || drbd.retrigger(KERNEL)).await? {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("nothing is frozen here, or the peer is connected".into()),
+        Err(error) => or_drbdadm(hands, Err(error)).await,
+    }
+}
+
+/// Where only DRBD's files know the peer's address (nasd started while the resource was
+/// `StandAlone`), `drbdadm` connects.
+async fn or_drbdadm(hands: &Hands, tried: Result<(), ConnectionError>) -> Result<(), String> {
+    match tried {
+        Ok(()) => Ok(()),
+        Err(ConnectionError::Forgotten(resource)) => {
+            let told = drbd::drbdadm(&["connect", &resource], CHORE - MARGIN).await;
+            told.map_err(|reason| format!("drbdadm connect {}: {reason}", hands.service.drbd))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn drop_peer(hands: &Hands) -> Result<(), String> {
+    let drbd = Arc::clone(&hands.drbd);
+    match on_thread(move || drbd.drop_peer(KERNEL)).await? {
+        Ok(cut) => {
+            tracing::warn!(service = hands.service.name, cut, "the peer's replica was dropped");
+            Ok(())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn outdate(hands: &Hands) -> Result<(), String> {
+    let drbd = Arc::clone(&hands.drbd);
+    on_thread(move || drbd.outdate(KERNEL)).await?.map_err(|e| e.to_string())
+}
+
+async fn mark(hands: &Hands, marked: bool) -> Result<(), String> {
+    let mark = Mark::at(Path::new(STATE_DIR), &hands.service.name);
+    on_thread(move || if marked { mark.set() } else { mark.clear() })
+        .await?
+        .map_err(|e| e.to_string())
+}
+
+async fn on_thread<T: Send + 'static>(
+    task: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(task).await.map_err(|e| e.to_string())
+}

@@ -1,0 +1,191 @@
+//! What is told about moves and takeovers: to the operator who asked, to the old owner, to the history.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nasd_proto::{
+    ClientStall, MoveEvent, Outcome, move_event::Kind, outcome::Result as MoveResult,
+};
+use tokio::sync::mpsc;
+
+use super::{Command, ServiceTask};
+use crate::api::status::LastMove;
+use crate::core::machine::MoveEnd;
+use crate::drive::handover;
+use crate::observe::history::Entry;
+
+/// What is told about the move that runs or ran.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) silent_since: Option<Instant>,
+    pub(super) silent_before: Duration,
+    pub(super) silent: Duration,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) last: Option<LastMove>,
+    /// On the target: the epoch of the hand-over and the old owner's ear. Verdicts go there and
+    /// nowhere else.
+    pub(super) answer_to: Option<(u64, mpsc::Sender<MoveEvent>)>,
+    /// The hand-over of that epoch has been opened; its clients are watched.
+    pub(super) opened: Option<u64>,
+}
+
+impl ServiceTask {
+    /// On the old owner (or after a rollback): the operator's answer.
+    pub(super) fn move_ended(&mut self, end: MoveEnd) {
+        let since = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
+        let epoch = self.machine.record().map_or(0, |r| r.epoch);
+        let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
+        let (result, message, owner) = match end {
+            MoveEnd::Moved => (MoveResult::Moved, String::new(), peer.clone()),
+            MoveEnd::RolledBack(why) => (MoveResult::RolledBack, why, me.clone()),
+            MoveEnd::Failed(why) => (MoveResult::Failed, why, String::new()),
+        };
+        self.tally.silent = if result == MoveResult::Moved || !since.is_zero() {
+            self.tally.silent_before + since
+        } else {
+            Duration::ZERO
+        };
+        tracing::info!(result = result.as_str_name(), %message, silent = ?self.tally.silent, "move ended");
+        let outcome = Outcome {
+            result: result.into(),
+            message,
+            owner,
+            epoch,
+            silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
+            clients: Vec::new(),
+        };
+        self.remember_move(&me, &peer, result);
+        self.note("move", result.as_str_name(), &outcome.message);
+        if result == MoveResult::Moved {
+            self.wait_for_clients(outcome);
+        } else {
+            self.hands.timeline.outcome(outcome);
+            self.hands.timeline.hang_up();
+        }
+    }
+
+    /// The service is open; the operator also wants to know when each client was back.
+    fn wait_for_clients(&mut self, outcome: Outcome) {
+        let epoch = outcome.epoch;
+        self.tally.outcome = Some(outcome);
+        let tell = self.me_tx.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            drop(tell.send(Command::ClientsBack(epoch, Vec::new())).await);
+        });
+    }
+
+    pub(super) fn clients_back(&mut self, epoch: u64, clients: Vec<ClientStall>) {
+        if self.tally.opened == Some(epoch) {
+            self.tally.opened = None;
+            if let Some((_, listener)) = self.tally.answer_to.take() {
+                let told = self.opened_outcome(MoveResult::Moved, String::new());
+                // The old owner may have gone; the move is done all the same.
+                let _ = listener.try_send(outcome_event(Outcome { clients, ..told }));
+            }
+            self.hands.timeline.hang_up();
+        } else if self.tally.outcome.as_ref().is_some_and(|o| o.epoch == epoch)
+            && let Some(outcome) = self.tally.outcome.take()
+        {
+            self.hands.timeline.outcome(Outcome { clients, ..outcome });
+            self.hands.timeline.hang_up();
+        }
+    }
+
+    pub(super) fn opened_outcome(&self, result: MoveResult, message: String) -> Outcome {
+        Outcome {
+            result: result.into(),
+            message,
+            owner: self.hands.me.0.clone(),
+            epoch: self.machine.record().map_or(0, |r| r.epoch),
+            silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
+            clients: Vec::new(),
+        }
+    }
+
+    /// On the target: the answer to the old owner, then the watch on its clients.
+    pub(super) fn opening_ended(&mut self, result: Result<(), String>) {
+        let here = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
+        self.tally.silent = self.tally.silent_before + here;
+        let Some((epoch, listener)) = self.tally.answer_to.clone() else { return };
+        match result {
+            Ok(()) => {
+                let told = self.opened_outcome(MoveResult::Moved, String::new());
+                let _ = listener.try_send(outcome_event(told));
+                self.tally.opened = Some(epoch);
+                let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
+                self.remember_move(&peer, &me, MoveResult::Moved);
+                let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
+                let silent = self.tally.silent;
+                tokio::spawn(async move {
+                    let clients = handover::watch_clients(&hands, silent).await;
+                    drop(tell.send(Command::ClientsBack(epoch, clients)).await);
+                });
+            }
+            Err(reason) => {
+                self.tally.answer_to = None;
+                let told = self.opened_outcome(MoveResult::Failed, reason);
+                let _ = listener.try_send(outcome_event(told));
+                self.hands.timeline.hang_up();
+            }
+        }
+    }
+
+    fn remember_move(&mut self, from: &str, to: &str, result: MoveResult) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let result = match result {
+            MoveResult::Moved => "moved",
+            MoveResult::RolledBack => "rolled-back",
+            _ => "failed",
+        };
+        self.tally.last = Some(LastMove {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            result: result.to_owned(),
+            silent_ms: u64::try_from(self.tally.silent.as_millis()).unwrap_or(u64::MAX),
+            ended_unix_s: now.as_secs(),
+        });
+    }
+
+    /// On the node that took over: the operator's answer, if one asked, and the clients' return.
+    pub(super) fn takeover_ended(&mut self, result: Result<(), String>) {
+        let since = self.tally.silent_since.take().map_or(Duration::ZERO, |t| t.elapsed());
+        self.tally.silent = since;
+        let (result, message) = match result {
+            Ok(()) => (MoveResult::Moved, String::new()),
+            Err(why) => (MoveResult::Refused, why),
+        };
+        self.note("takeover", result.as_str_name(), &message);
+        if result == MoveResult::Moved {
+            let (me, peer) = (self.hands.me.0.clone(), self.hands.peer.0.clone());
+            self.remember_move(&peer, &me, result);
+        }
+        let outcome = self.opened_outcome(result, message);
+        self.hands.timeline.outcome(outcome);
+        self.hands.timeline.hang_up();
+    }
+
+    /// One line of history, by this node.
+    pub(super) fn note(&self, what: &str, result: &str, detail: &str) {
+        let epoch = self.machine.record().map_or(0, |r| r.epoch);
+        self.hands.history.note(Entry::now(&self.hands.me.0, what, epoch, result, detail));
+    }
+
+    /// Every change of the stage is logged; those that an operator asks about later are kept.
+    pub(super) fn note_stage(&self, before: &'static str) {
+        let stage = self.machine.stage().name();
+        if stage == before {
+            return;
+        }
+        let problem = self.machine.problem().unwrap_or_default();
+        let service = &self.hands.service.name;
+        tracing::info!(service, from = before, to = stage, problem, "stage");
+        if matches!(stage, "taking-over" | "serving") || before == "serving" {
+            self.note("stage", stage, problem);
+        }
+    }
+}
+
+pub(super) fn outcome_event(outcome: Outcome) -> MoveEvent {
+    MoveEvent { kind: Some(Kind::Outcome(outcome)) }
+}

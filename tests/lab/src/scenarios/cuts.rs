@@ -1,0 +1,334 @@
+//! Cables and paths that are cut while nodes live: `cut-replication`, `cut-clients`, `isolate-active`,
+//! `isolate-standby`, `cut-coordinator`, `carrier-lost`, `frozen-primary-returns`.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::bed::{Bed, NAS, VMS};
+use super::recovery::{
+    PROMPT, SERVED, WHOLE, cut_drbd, cut_etcd, demand_silence, other, packets_of, until,
+};
+use super::{Ctx, Scenario};
+use crate::error::LabError;
+use crate::fault::Fault;
+use crate::report::Window;
+
+const fn scenario(
+    name: &'static str,
+    summary: &'static str,
+    nightly: bool,
+    run: fn(&mut Ctx) -> Result<(), LabError>,
+) -> Scenario {
+    Scenario { name, summary, engine: None, nightly, clients: 2, run }
+}
+
+/// The nodes lose each other, not the coordinator.
+pub const REPLICATION: Scenario = scenario(
+    "cut-replication",
+    "the NAS nodes lose each other, both ways, one way, DRBD only: the owner goes on alone",
+    false,
+    cut_replication,
+);
+
+/// The owner loses its clients.
+pub const CLIENTS: Scenario = scenario(
+    "cut-clients",
+    "the owner loses its clients, both ways and one way: handed over to the node that has them",
+    true,
+    cut_clients,
+);
+
+/// The owner loses everybody.
+pub const ACTIVE: Scenario = scenario(
+    "isolate-active",
+    "the owner is cut off from everybody, both ways and one way: taken over; it stops itself",
+    true,
+    isolate_active,
+);
+
+/// The standby loses everybody.
+pub const STANDBY: Scenario = scenario(
+    "isolate-standby",
+    "the standby is cut off from everybody, both ways and one way: the owner goes on",
+    true,
+    isolate_standby,
+);
+
+/// The coordinator is out of reach.
+pub const COORDINATOR: Scenario = scenario(
+    "cut-coordinator",
+    "no coordinator for the owner, for both, for the owner with the replication cut as well (relay)",
+    true,
+    cut_coordinator,
+);
+
+/// The owner's interface goes down.
+pub const CARRIER: Scenario = scenario(
+    "carrier-lost",
+    "the owner's network interface goes down: taken over; the owner stops itself and rejoins",
+    true,
+    carrier_lost,
+);
+
+/// The link comes back while the old owner is frozen.
+pub const RETURNS: Scenario = scenario(
+    "frozen-primary-returns",
+    "the link is back while the old owner is frozen and the new one serves: self-fenced in 30 s",
+    true,
+    frozen_primary_returns,
+);
+
+/// Stall when the standby is lost, ms: that of its death, and what a search for a living one takes.
+const STANDBY_LOST: f64 = 5000.0;
+/// Stall of a takeover from an owner that lives, ms: its right must have run out.
+const TAKEOVER: f64 = 7000.0;
+/// No freeze lasts longer, ms (design section 4).
+const FREEZE: f64 = 10_000.0;
+/// How long a partition lasts.
+const PARTED: Duration = Duration::from_secs(10);
+
+fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
+    let mut bed = Bed::up(ctx, &[VMS])?;
+    bed.pause_ms = 10;
+    bed.wait_whole(ctx, Duration::from_secs(30))?;
+    bed.write(ctx)?;
+    Ok(bed)
+}
+
+/// Faults that cut `node` off from each of `others`: both ways, then only what it sends, then only what it receives.
+fn ways(node: &str, others: &[&str]) -> [(&'static str, Vec<Fault>); 3] {
+    let one_way = |from: &str, to: &str| Fault::CutOneWay { from: from.into(), to: to.into() };
+    [
+        (
+            "both ways",
+            others.iter().map(|o| Fault::Cut { a: node.into(), b: (*o).into() }).collect(),
+        ),
+        ("its sending", others.iter().map(|o| one_way(node, o)).collect()),
+        ("its receiving", others.iter().map(|o| one_way(o, node)).collect()),
+    ]
+}
+
+fn apply(ctx: &mut Ctx, faults: &[Fault]) -> Result<(), LabError> {
+    faults.iter().try_for_each(|f| ctx.lab.fault(f))
+}
+
+fn cut_replication(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let (mut cuts, mut heals) = (Vec::new(), Vec::new());
+    for (what, faults) in ways(&owner, &[other(&owner)]) {
+        let (served, cut) = bed.strike(ctx, |ctx| apply(ctx, &faults))?;
+        ctx.demand(served == owner, &format!("{what}: the owner goes on"));
+        bed.must_not_serve(ctx, other(&owner), Duration::from_secs(4))?;
+        cuts.push(cut);
+        heals.push(heal(ctx, &bed, &owner)?);
+    }
+    let (served, cut) = bed.strike(ctx, |ctx| ctx.lab.fault(&cut_drbd(&owner)))?;
+    ctx.demand(served == owner, "DRBD only: the owner goes on");
+    cuts.push(cut);
+    heals.push(heal(ctx, &bed, &owner)?);
+    bed.conclude(ctx, &cuts)?;
+    bed.bound_stall(ctx, "stall max", &cuts, STANDBY_LOST);
+    bed.bound_stall(ctx, "stall while healing", &heals, 1000.0);
+    Ok(())
+}
+
+/// The cables are whole again; the owner must keep the service.
+fn heal(ctx: &mut Ctx, bed: &Bed, owner: &str) -> Result<Window, LabError> {
+    let (after, window) = bed.window(ctx, |ctx| {
+        ctx.lab.fault(&Fault::Heal)?;
+        bed.wait_whole(ctx, WHOLE)
+    })?;
+    ctx.demand(after == owner, "the owner keeps the service");
+    Ok(window)
+}
+
+fn cut_clients(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let mut windows = Vec::new();
+    for number in 0..3 {
+        let owner = bed.wait_whole(ctx, WHOLE)?;
+        let taker = other(&owner);
+        let (what, faults) = &ways(&owner, &["hv1", "hv2"])[number];
+        let start = Instant::now();
+        let (_, window) = bed.window(ctx, |ctx| {
+            apply(ctx, faults)?;
+            ctx.report.moves += 1;
+            bed.wait_serves(ctx, taker, VMS, SERVED)?;
+            bed.wait_writing(ctx, SERVED)
+        })?;
+        let took = start.elapsed().as_secs_f64();
+        ctx.report.notes.push(format!("clients cut, {what}: {taker} serves after {took:.1} s"));
+        windows.push(window);
+        ctx.lab.fault(&Fault::Heal)?;
+        let after = bed.wait_whole(ctx, WHOLE)?;
+        ctx.demand(after == taker, "no failing back by itself");
+        // Not sooner than the rate limit of automatic moves.
+        thread::sleep(Duration::from_secs(if number < 2 { 61 } else { 0 }));
+    }
+    bed.conclude(ctx, &windows)?;
+    bed.bound_stall(ctx, "stall max", &windows, 30_000.0);
+    Ok(())
+}
+
+fn isolate_active(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let (mut cuts, mut heals) = (Vec::new(), Vec::new());
+    for number in 0..3 {
+        let owner = bed.wait_whole(ctx, WHOLE)?;
+        let everybody = [other(&owner), "hv1", "hv2"];
+        let (what, faults) = &ways(&owner, &everybody)[number];
+        let (cut, back) = isolated(ctx, &bed, &owner, what, &|ctx| apply(ctx, faults), &|ctx| {
+            ctx.lab.fault(&Fault::Heal)
+        })?;
+        cuts.push(cut);
+        heals.push(back);
+    }
+    bed.conclude(ctx, &cuts)?;
+    bed.bound_stall(ctx, "stall max", &cuts, TAKEOVER);
+    bed.bound_stall(ctx, "stall while the old owner returns", &heals, 1000.0);
+    Ok(())
+}
+
+type Act<'a> = &'a dyn Fn(&mut Ctx) -> Result<(), LabError>;
+
+/// An owner that lives and is cut off: the other takes over, then the cut ends; both windows.
+fn isolated(
+    ctx: &mut Ctx,
+    bed: &Bed,
+    owner: &str,
+    what: &str,
+    cut: Act<'_>,
+    heal: Act<'_>,
+) -> Result<(Window, Window), LabError> {
+    let (served, window) = bed.window(ctx, |ctx| {
+        cut(ctx)?;
+        ctx.report.moves += 1;
+        bed.wait_serves(ctx, other(owner), VMS, SERVED)?;
+        bed.wait_writing(ctx, SERVED)?;
+        Ok(other(owner))
+    })?;
+    let capture = packets_of(ctx, owner)?;
+    thread::sleep(PARTED);
+    let reboots = ctx.lab.reboots(owner);
+    let start = Instant::now();
+    let (after, back) = bed.window(ctx, |ctx| {
+        heal(ctx)?;
+        bed.wait_whole(ctx, WHOLE)
+    })?;
+    demand_silence(ctx, what, capture)?;
+    ctx.demand(after == served, &format!("{what}: the new owner keeps the service"));
+    let (again, took) = (ctx.lab.reboots(owner), start.elapsed().as_secs_f64());
+    ctx.report.notes.push(format!(
+        "{what}: whole {took:.1} s after the cut's end; reboots of {owner} {reboots} before it, {} after",
+        again - reboots
+    ));
+    Ok((window, back))
+}
+
+fn isolate_standby(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let standby = other(&owner);
+    let (mut cuts, mut heals) = (Vec::new(), Vec::new());
+    for (what, faults) in ways(standby, &[owner.as_str(), "hv1", "hv2"]) {
+        let (served, cut) = bed.strike(ctx, |ctx| apply(ctx, &faults))?;
+        ctx.demand(served == owner, &format!("{what}: the owner goes on"));
+        let said = bed.must_not_serve(ctx, standby, PARTED)?;
+        ctx.report.notes.push(format!("{what}: {said}"));
+        cuts.push(cut);
+        heals.push(heal(ctx, &bed, &owner)?);
+    }
+    bed.conclude(ctx, &cuts)?;
+    bed.bound_stall(ctx, "stall max", &cuts, STANDBY_LOST);
+    bed.bound_stall(ctx, "stall while healing", &heals, 1000.0);
+    Ok(())
+}
+
+fn cut_coordinator(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let mut quiet = Vec::new();
+    for nodes in [vec![owner.as_str()], NAS.to_vec()] {
+        let (served, window) = bed.strike(ctx, |ctx| {
+            nodes.iter().try_for_each(|n| ctx.lab.fault(&cut_etcd(n)))?;
+            thread::sleep(Duration::from_secs(20));
+            Ok(())
+        })?;
+        ctx.demand(served == owner, &format!("no coordinator for {nodes:?}: the owner goes on"));
+        quiet.push(window);
+        ctx.lab.fault(&Fault::Heal)?;
+        bed.wait_whole(ctx, WHOLE)?;
+    }
+    let (_, relayed) = bed.strike(ctx, |ctx| {
+        ctx.lab.fault(&cut_etcd(&owner))?;
+        ctx.lab.fault(&cut_drbd(&owner))
+    })?;
+    ctx.lab.fault(&Fault::Heal)?;
+    bed.wait_whole(ctx, WHOLE)?;
+    bed.conclude(ctx, &[&quiet[..], &[relayed]].concat())?;
+    bed.bound_stall(ctx, "stall without coordinator", &quiet, 500.0);
+    bed.bound_stall(ctx, "stall with relay", &[relayed], FREEZE);
+    Ok(())
+}
+
+fn carrier_lost(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let interface = ctx.lab.engine().interface();
+    let set = |state: &'static str| format!("ip link set {interface} {state}");
+    let (node, down, up) = (owner.clone(), set("down"), set("up"));
+    let run = |script: String| {
+        let node = node.clone();
+        move |ctx: &mut Ctx| {
+            // It may have stopped itself: then its boot brings the interface up.
+            if ctx.lab.answers(&node) {
+                ctx.lab.exec(&node, &["sh", "-c", &script], PROMPT)?;
+            }
+            Ok(())
+        }
+    };
+    let windows = isolated(ctx, &bed, &owner, "interface down", &run(down), &run(up))?;
+    bed.conclude(ctx, &[windows.0])?;
+    bed.bound_stall(ctx, "stall max", &[windows.0], TAKEOVER);
+    bed.bound_stall(ctx, "stall while the old owner returns", &[windows.1], 1000.0);
+    Ok(())
+}
+
+fn frozen_primary_returns(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = begin(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let taker = other(&owner);
+    // It must still be there, frozen, when the link comes back: nasd alone would have stopped the node.
+    let (_, window) = bed.window(ctx, |ctx| {
+        ctx.lab.fault(&Fault::LinkDown { node: owner.clone() })?;
+        ctx.report.moves += 1;
+        bed.wait_serves(ctx, taker, VMS, SERVED)
+    })?;
+    let start = Instant::now();
+    let before = boot(ctx, &owner)?;
+    let (_, back) = bed.window(ctx, |ctx| {
+        ctx.lab.fault(&Fault::LinkUp { node: owner.clone() })?;
+        until(ctx, "the old owner to stop itself", Duration::from_secs(30), || {
+            match boot(ctx, &owner) {
+                Ok(now) if now == before => Err("it runs on".to_owned()),
+                _ => Ok(()),
+            }
+        })
+    })?;
+    let fenced = start.elapsed().as_secs_f64();
+    ctx.report.extra.insert("self-fenced after s".into(), fenced.into());
+    ctx.bound("self-fenced after s", Some(fenced), 30.0);
+    let after = bed.wait_whole(ctx, WHOLE)?;
+    ctx.demand(after == taker, "the new owner keeps the service");
+    bed.conclude(ctx, &[window])?;
+    bed.bound_stall(ctx, "stall max", &[window], TAKEOVER);
+    bed.bound_stall(ctx, "stall when the old owner returns", &[back], 500.0);
+    Ok(())
+}
+
+/// Changes with each boot of the node.
+fn boot(ctx: &Ctx, node: &str) -> Result<String, LabError> {
+    let argv = ["cat", "/proc/sys/kernel/random/boot_id"];
+    ctx.lab.check(node, &argv, Duration::from_secs(2))
+}

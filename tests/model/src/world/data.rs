@@ -1,0 +1,58 @@
+//! What is on the disks: which acknowledged writes a replica has, and the marker file.
+//!
+//! Owns sets of write numbers. A write goes to one volume and has a number of its own.
+
+/// Volumes of the resource.
+pub const VOLUMES: usize = 2;
+/// Writes that one schedule can have.
+pub const WRITES: u32 = 1024;
+
+/// A set of write numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Writes([u64; 16]);
+
+impl Writes {
+    /// Adds a write.
+    pub fn add(&mut self, number: u32) {
+        self.0[(number / 64) as usize % 16] |= 1 << (number % 64);
+    }
+
+    /// Adds all of another set.
+    pub fn add_all(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine |= theirs;
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.0.iter().map(|w| w.count_ones()).sum()
+    }
+
+    /// The first of `wanted` that is not here.
+    #[must_use]
+    pub fn missing(&self, wanted: &Self) -> Option<u32> {
+        let at = self.0.iter().zip(wanted.0).position(|(have, want)| want & !have != 0)?;
+        let rest = wanted.0[at] & !self.0[at];
+        u32::try_from(at).ok().map(|at| at * 64 + rest.trailing_zeros())
+    }
+}
+
+/// The marker file of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Marker {
+    /// Epoch of the opening that wrote it.
+    pub epoch: u64,
+    /// Generation of the opening that wrote it; 0: no marker.
+    pub generation: u64,
+}
+
+/// One volume's content on one disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct Content {
+    /// Clients' writes.
+    pub writes: Writes,
+    /// The marker file.
+    pub marker: Marker,
+}

@@ -1,0 +1,81 @@
+//! Faults strike, and are mended.
+//!
+//! Owns how a fault of a schedule changes the world; what follows from it is the world's affair.
+
+use nasd::core::machine::Event;
+
+use super::data::VOLUMES;
+use super::node::Process;
+use super::{MS, S, World};
+use crate::schedule::Fault;
+
+impl World {
+    pub(super) fn strike(&mut self, fault: Fault) {
+        self.say(|| format!("---- {fault:?}"));
+        match fault {
+            Fault::Crash(n, for_) => self.crash(n, for_),
+            Fault::KillNasd(n, for_) => self.kill_nasd(n, for_),
+            Fault::StopNasd(n, for_) => self.stop_nasd(n, for_),
+            Fault::Upgrade(n) => self.begin_upgrade(n),
+            Fault::Wire(n, open) => self.net.open[n] = open,
+            Fault::Lossy(loss, delay) => (self.net.loss, self.net.delay) = (loss, delay),
+            Fault::Replication(open) => self.set_replication(open),
+            Fault::Reach(n, reach) => self.coordinator.reach[n] = reach,
+            Fault::Coordinator(up) => self.coordinator.up = up,
+            Fault::Sticky(on) => self.coordinator.sticky = on,
+            Fault::BackUp => self.coordinator.back_up(),
+            Fault::Restore => {
+                self.coordinator.restore();
+                self.watch.record_changed = true;
+            }
+            Fault::DiskFails(n, v) => self.pair.disk_fails(n, v),
+            Fault::Slow(n, percent) => self.weather.slow[n] = percent,
+            Fault::Failing(n, percent) => self.weather.failing[n] = percent,
+            Fault::HelperBroken(n, on) => self.weather.helper_broken[n] = on,
+            Fault::HelperLate(n, by) => self.weather.helper_late[n] = by,
+            Fault::Disconnect(n) => {
+                self.pair.disconnect_gracefully(n);
+            }
+            Fault::Unfit(n, on) => self.health(n, on),
+            Fault::Switchover => self.switchover(),
+            Fault::Mend => self.mend(),
+        }
+        self.watch.data_changed = true;
+    }
+
+    fn health(&mut self, n: usize, unfit: bool) {
+        self.weather.unfit[n] = unfit;
+        if self.nodes[n].nasd.process != Process::Dead {
+            self.feed_later(n, MS, Event::Health(unfit.then(|| "unfit".to_owned())));
+        }
+    }
+
+    /// An operator moves the service away from whoever serves.
+    fn switchover(&mut self) {
+        let serving = (0..2).find(|n| self.machine(*n).stage().name() == "serving");
+        if let Some(n) = serving.filter(|n| self.nodes[*n].up) {
+            let (to, timeout) = (self.peer_name(n), std::time::Duration::from_secs(10));
+            self.feed_later(n, MS, Event::Switchover { to, timeout });
+        }
+    }
+
+    /// All that is broken is repaired; nothing else is done for the nodes.
+    fn mend(&mut self) {
+        self.net = super::net::Net::default();
+        self.weather = super::Weather::default();
+        self.coordinator.up = true;
+        self.coordinator.sticky = false;
+        self.coordinator.reach = [true; 2];
+        self.set_replication(true);
+        for n in 0..2 {
+            for v in 0..VOLUMES {
+                self.pair.attach(n, v);
+            }
+            if let Process::Stopped(until) = self.nodes[n].nasd.process {
+                let soon = until.min(self.now + S);
+                self.nodes[n].nasd.process = Process::Stopped(soon);
+            }
+            self.health(n, false);
+        }
+    }
+}
