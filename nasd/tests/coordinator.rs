@@ -281,11 +281,23 @@ async fn s12_a_node_is_found_only_while_it_answers() {
     let (one, two) = tokio::join!(asker.seek("b", limit), asker.seek("b", limit));
     assert!(one.unwrap() && two.unwrap());
 
+    // A member that hangs hides nobody: the node is asked and answers through the others.
+    let led = leader(&endpoints).await.expect("a leader");
+    let silent = &members[(led + 1) % 3];
+    silent.signal(Signal::SIGSTOP);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let began = Instant::now();
+    assert!(asker.seek("b", limit).await.unwrap(), "b answers through two members");
+    println!("found with one member silent after {:?}", began.elapsed());
+    silent.signal(Signal::SIGCONT);
+
     other.shutdown_background();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!asker.seek("b", limit).await.unwrap(), "an old answer is none");
 
     members[..2].iter().for_each(|m| m.signal(Signal::SIGSTOP));
+    // Longer than a search's result is shared.
+    tokio::time::sleep(Duration::from_millis(150)).await;
     let began = Instant::now();
     assert!(asker.seek("b", limit).await.is_err(), "no majority, no evidence");
     assert!(began.elapsed() < limit + Duration::from_millis(300), "{:?}", began.elapsed());
@@ -347,6 +359,7 @@ async fn the_leader_does_not_stay_on_a_nas_node() {
         return;
     };
     ready(&endpoints).await;
+    lead_at(&endpoints, 0).await;
     let ip = |i: u8| std::net::IpAddr::from([127, 0, 0, i]);
     let nas = [ip(1), ip(2)];
     let one = Etcd::new("test", &endpoints, None, DEADLINE).await.unwrap();
@@ -359,6 +372,18 @@ async fn the_leader_does_not_stay_on_a_nas_node() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert_eq!(one.reach(), Some(true));
+}
+
+/// Makes that member lead, whichever does now.
+async fn lead_at(endpoints: &[String], wanted: usize) {
+    let now = leader(endpoints).await.expect("a leader");
+    if now != wanted {
+        let connect = |i: usize| etcd_client::Client::connect([&endpoints[i]], None);
+        let status = connect(wanted).await.unwrap().maintenance_client().status().await.unwrap();
+        let id = status.header().unwrap().member_id();
+        connect(now).await.unwrap().maintenance_client().move_leader(id).await.unwrap();
+    }
+    assert_eq!(leader(endpoints).await, Some(wanted));
 }
 
 /// Index of the endpoint whose member leads.

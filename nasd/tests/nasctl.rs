@@ -607,3 +607,31 @@ fn s3_split_brain_only_explains_unless_asked() {
     assert_eq!(heard.len(), 3);
     assert!(heard[2].contains("DiscardMine") && heard[2].contains("explain: false"), "{heard:?}");
 }
+
+/// Runs nasctl on a terminal of its own (`script` is part of every Debian) and types a line.
+fn on_a_terminal(server: &Server, args: &str, typed: &str) -> Output {
+    let program = env!("CARGO_BIN_EXE_nasctl");
+    let line = format!("{program} --socket {} {args}", server.socket().display());
+    let mut command = Command::new("script");
+    command.args(["-q", "-e", "-c", &line, "/dev/null"]).env("TERM", "dumb");
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut keyboard = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut keyboard, format!("{typed}\n").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(keyboard);
+    output
+}
+
+#[test]
+fn s3_on_a_terminal_the_sentence_is_asked_for() {
+    let server = recoverable();
+    let output = on_a_terminal(&server, "recover vms", "yes");
+    assert_eq!(output.status.code(), Some(1), "{}", out(&output));
+    assert!(out(&output).contains("nothing was changed"), "{}", out(&output));
+    assert_eq!(server.heard().len(), 1, "{:?}", server.heard());
+    let output = on_a_terminal(&server, "recover vms", SENTENCE);
+    assert_eq!(output.status.code(), Some(0), "{}", out(&output));
+    assert!(out(&output).contains("done: nasd opens vms here"), "{}", out(&output));
+    assert_eq!(server.heard().len(), 3, "{:?}", server.heard());
+}

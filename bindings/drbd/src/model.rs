@@ -295,9 +295,15 @@ impl Model {
                 }
             }
             Object::PeerDevice { key, volume, info, stats } => {
-                let peers = &mut status.connection_mut(*key).peer_devices;
-                let peer = peers.entry(*volume).or_insert_with(PeerDevice::new);
-                set_peer_device(peer, info.as_ref(), stats.as_ref());
+                // 8.4 tells a peer device's last change after its connection has gone: that must not
+                // bring the connection back, with a state that nobody ever told.
+                let known = status.connections.iter().any(|c| c.key == *key);
+                let late = self.complete && event.kind == NotifyKind::Change;
+                if known || !late {
+                    let peers = &mut status.connection_mut(*key).peer_devices;
+                    let peer = peers.entry(*volume).or_insert_with(PeerDevice::new);
+                    set_peer_device(peer, info.as_ref(), stats.as_ref());
+                }
             }
             Object::Path | Object::Helper { .. } | Object::InitialStateDone => {}
         }

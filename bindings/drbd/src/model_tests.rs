@@ -237,6 +237,25 @@ fn s1_stand_alone_on_8_4_is_the_absence_of_a_connection() {
 }
 
 #[test]
+fn s1_a_late_word_about_a_peers_disk_does_not_bring_its_connection_back() {
+    let kernel = Kernel(Abi::V84);
+    let gone = model(
+        Abi::V84,
+        &[
+            kernel.resource(EXISTS, 2, false),
+            kernel.device(EXISTS, 0, 8),
+            kernel.connection(EXISTS, 8, 1),
+            kernel.peer_device(EXISTS, 0, 10, 8),
+            kernel.done(),
+            kernel.peer_device(DESTROY, 0, 0, 0),
+            kernel.connection(DESTROY, 0, 0),
+            kernel.peer_device(CHANGE, 0, 0, 5),
+        ],
+    );
+    assert!(gone.resource("r0").unwrap().is_stand_alone());
+}
+
+#[test]
 fn s1_released_needs_connected_and_secondary() {
     let mut status = healthy(Abi::V84);
     assert!(status.released_by(ConnKey::Only) && !status.released_by(ConnKey::Peer(1)));

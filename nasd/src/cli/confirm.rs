@@ -70,7 +70,7 @@ async fn attempt(cli: &Cli, args: &ConfirmArgs, what: What, go_on: bool) -> Resu
         // Explaining changes nothing, so whatever went wrong, nothing was done.
         .map_err(|(ending, why)| match ending {
             Ending::Refused => (ending, why),
-            _ => (Ending::Unknown, why),
+            _ => (Ending::Unreachable, format!("{why}\n  nothing was changed")),
         })?
         .into_inner();
     show(args, &explained);

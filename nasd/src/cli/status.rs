@@ -167,6 +167,14 @@ fn failover(views: &[(&str, &ServiceStatus)], nodes: &[NodeStatus], paint: Paint
     for node in silent.filter(|peer| !views.iter().any(|(n, _)| n == peer)) {
         against.push(format!("{} does not answer", clean(node)));
     }
+    let takes = |n: &NodeStatus| views.iter().any(|(name, s)| *name == n.node && !s.gate_open);
+    for node in nodes.iter().filter(|n| !n.coordinator.reachable && takes(n)) {
+        against.push(format!(
+            "{} cannot reach {}",
+            clean(&node.node),
+            clean(&node.coordinator.kind)
+        ));
+    }
     for (node, status) in views {
         against.extend(status.failover.iter().map(|r| format!("{}: {}", clean(node), clean(r))));
     }
@@ -201,7 +209,10 @@ fn problems(node: &str, s: &ServiceStatus, paint: Paint) -> String {
         tell(problem, "see: journalctl -u nasd");
     }
     if let Some(unfit) = &s.fit {
-        tell(&format!("not fit to serve: {unfit}"), "repair it; nasd sees by itself when it is well");
+        tell(
+            &format!("not fit to serve: {unfit}"),
+            "repair it; nasd sees by itself when it is well",
+        );
     }
     if let Some(drbd) = &s.drbd {
         for violation in &drbd.violations {
@@ -337,7 +348,14 @@ vms  served by nas1
         let alone = text(&[node("nas1", "nas2", true)], json!([]));
         let no = "  would failover work now?  no\n      nas2 does not answer\n";
         assert!(alone.contains(no), "{alone}");
+        let (a, mut b) = (node("nas1", "nas2", true), node("nas2", "nas1", false));
+        b["coordinator"]["reachable"] = json!(false);
+        let shown = text(&[a, b], json!([]));
+        assert!(shown.contains("now?  no\n      nas2 cannot reach etcd\n"), "{shown}");
         let (mut a, b) = (node("nas1", "nas2", true), node("nas2", "nas1", false));
+        a["coordinator"]["reachable"] = json!(false);
+        let shown = text(&[a.clone(), b.clone()], json!([]));
+        assert!(shown.contains("now?  yes\n"), "the standby is the one that takes: {shown}");
         a["services"][0].as_object_mut().unwrap().remove("failover");
         let shown = text(&[a, b], json!([]));
         assert!(shown.contains("now?  no\n      nas1: this node does not tell"), "{shown}");

@@ -43,8 +43,10 @@ const READS: usize = 3;
 /// What beats are made of and what came with those of the peer.
 #[derive(Debug)]
 pub struct Beats {
-    boot_id: String,
+    /// For what the peer tells, in requests and replies.
     ear: Mutex<Ear>,
+    /// For what it asks: its reply to our beat may overtake its own request, which is not late then.
+    asked: Mutex<Ear>,
     facts: Mutex<Facts>,
     reads: Semaphore,
 }
@@ -64,8 +66,8 @@ struct Facts {
 impl Default for Beats {
     fn default() -> Self {
         Self {
-            boot_id: beat::boot_id(),
             ear: Mutex::default(),
+            asked: Mutex::default(),
             facts: Mutex::default(),
             reads: Semaphore::new(READS),
         }
@@ -127,7 +129,6 @@ impl Hands {
         // A list read with the gate shut is the list of connections that were cut off.
         let connections = left.and_then(|_| self.beats.due_connections(now));
         let seen = self.seen.borrow().clone();
-        let disk = || (!drbd.local_up_to_date).then(|| "a disk is not UpToDate".to_owned());
         ServiceBeat {
             service: self.service.name.clone(),
             epoch: asks.map_or(seen.epoch, |(epoch, _)| epoch),
@@ -145,15 +146,20 @@ impl Hands {
             frozen: drbd.frozen,
             coordinator: self.coordinator.reach(),
             stage: seen.stage.to_owned(),
-            unfit: self.beats.unfit().or_else(disk).unwrap_or_default(),
+            unfit: self.beats.unfit().unwrap_or_default(),
         }
     }
 
+    /// Whether a request is the youngest of the peer's requests; only that one is granted anything.
+    pub fn is_youngest_request(&self, boot_id: &str, sequence: u64) -> bool {
+        lock(&self.beats.asked).accept(boot_id, sequence)
+    }
+
     /// Takes a beat of the peer in, unless it is late. Waits for nobody.
-    pub fn hear(&self, handle: &Handle, told: &ServiceBeat, boot_id: &str, sequence: u64) -> bool {
+    pub fn hear(&self, handle: &Handle, told: &ServiceBeat, boot_id: &str, sequence: u64) {
         if !lock(&self.beats.ear).accept(boot_id, sequence) {
             tracing::debug!(service = self.service.name, sequence, "a late beat is not heard");
-            return false;
+            return;
         }
         // For the tickles after a crash. An empty list is not believed: a dying server has no
         // connections either, and a tickle too many does no harm.
@@ -167,7 +173,6 @@ impl Hands {
                 "the service's task is too busy for a beat"
             );
         }
-        true
     }
 
     /// This node serves, or is about to.
@@ -181,7 +186,7 @@ impl Hands {
             node: self.me.0.clone(),
             sequence: beat::sequence(),
             services: vec![self.beat(asks)],
-            boot_id: self.beats.boot_id.clone(),
+            boot_id: beat::boot_id().to_owned(),
         };
         let Ok(reply) = self.peer_link.heartbeat(request).await else { return false };
         if let (Some(handle), Some(told)) = (handle, self.own(&reply)) {
@@ -230,7 +235,7 @@ pub fn deadline(grant: Grant, requested: MonotonicInstant, timing: &Timing) -> D
     until(grant, timing).map_or(Deadline::NEVER, |life| Deadline::after(requested, life))
 }
 
-/// Beats, and asks for the right as long as somebody wants it. Ends with the service's task.
+/// Beats, and asks for the right as long as somebody wants it.
 pub async fn keep(
     hands: Arc<Hands>,
     handle: Handle,
@@ -350,8 +355,14 @@ fn endpoint(connection: &nasd_net::sockets::Connection) -> Endpoint {
     Endpoint { local: connection.local.to_string(), peer: connection.peer.to_string() }
 }
 
+/// A task that has ended comes back only with nasd (S9): beats without one would tell the peer that all
+/// is well.
 async fn observe_task(hands: Arc<Hands>, handle: Handle) {
-    while !handle.is_closed() {
+    loop {
+        if handle.is_closed() {
+            tracing::error!(service = hands.service.name, "its task has ended; nasd starts anew");
+            std::process::exit(1);
+        }
         let hangs = ask(&handle, Command::CheckTarget).await.is_none();
         let before = std::mem::replace(&mut lock(&hands.beats.facts).hangs, hangs);
         if hangs && !before {

@@ -6,8 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nasd_drbd::CommandError;
+
 use super::connection::ConnectionError;
 use super::drbd;
+use super::failpoint;
 use super::hands::Hands;
 use super::mark::Mark;
 use super::start::STATE_DIR;
@@ -23,6 +26,13 @@ const KERNEL: Duration = Duration::from_millis(2500);
 /// # Errors
 /// Why it was not done, in words.
 pub async fn run(hands: &Hands, chore: Chore) -> Result<(), String> {
+    failpoint::hit(match chore {
+        Chore::Connect => "chore:connect",
+        Chore::Outdate => "chore:outdate",
+        Chore::Retrigger => "chore:retrigger",
+        Chore::DropPeer => "chore:drop-peer",
+        Chore::Mark(_) => "chore:mark",
+    });
     let done = async {
         match chore {
             Chore::Connect => connect(hands).await,
@@ -57,17 +67,21 @@ async fn retrigger(hands: &Hands) -> Result<(), String> {
     }
 }
 
-/// Where only DRBD's files know the peer's address (nasd started while the resource was
-/// `StandAlone`), `drbdadm` connects.
+/// Where only DRBD's files know how (nasd started while the resource was `StandAlone`, or somebody
+/// changed the addresses meanwhile), `drbdadm` connects. Never `adjust`: that would attach disks and
+/// change options behind everybody's back.
 async fn or_drbdadm(hands: &Hands, tried: Result<(), ConnectionError>) -> Result<(), String> {
-    match tried {
-        Ok(()) => Ok(()),
-        Err(ConnectionError::Forgotten(resource)) => {
-            let told = drbd::drbdadm(&["connect", &resource], CHORE - MARGIN).await;
-            told.map_err(|reason| format!("drbdadm connect {}: {reason}", hands.service.drbd))
-        }
-        Err(error) => Err(error.to_string()),
+    let Err(error) = tried else { return Ok(()) };
+    let only_files_know = matches!(
+        error,
+        ConnectionError::Forgotten(_) | ConnectionError::Command(CommandError::Refused { .. })
+    );
+    if !only_files_know {
+        return Err(error.to_string());
     }
+    let resource = &hands.service.drbd;
+    let told = drbd::drbdadm(&["connect", resource], CHORE - MARGIN).await;
+    told.map_err(|reason| format!("{error}; drbdadm connect {resource}: {reason}"))
 }
 
 async fn drop_peer(hands: &Hands) -> Result<(), String> {

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_drbd::{
-    CommandError, ConnKey, ConnState, ConnectSpec, Device, DiskState, ResourceStatus, Role,
+    CommandError, CommandResult, ConnKey, ConnState, ConnectSpec, Device, DiskState,
+    ResourceStatus, Role,
 };
 use thiserror::Error;
 
@@ -30,10 +31,10 @@ pub enum ConnectionError {
     #[error(transparent)]
     Command(#[from] CommandError),
     /// A forced disconnect is a taker's; on a Primary it would freeze the service.
-    #[error("{0} is Primary here: cutting its connection would freeze it")]
-    Primary(String),
-    /// Cut, and yet not the evidence that a takeover needs.
-    #[error("{resource} was cut, but {seen}; this node's data cannot be taken")]
+    #[error("{0} is not Secondary here: cutting its connection would freeze it")]
+    NotSecondary(String),
+    /// Not the evidence that a takeover needs.
+    #[error("{resource}: {seen}; this node's data cannot be taken")]
     NoEvidence {
         /// The resource.
         resource: String,
@@ -69,107 +70,145 @@ impl Specs {
     }
 }
 
-impl Resource {
-    /// Cuts every connection by force, then reads the kernel anew: `StandAlone`, every disk at least
-    /// `Consistent`, nothing overwriting it (S1, H1). Where it has been done it only looks.
-    ///
-    /// # Errors
-    /// [`ConnectionError`]; the connections may be cut all the same.
-    pub fn force_disconnect(&self, limit: Duration) -> Result<(), ConnectionError> {
-        let until = Instant::now() + limit;
-        let before = self.read()?;
-        if before.role == Role::Primary {
-            return Err(ConnectionError::Primary(before.name));
+/// What these commands need of a resource; a trait, so that their order can be tested without a kernel.
+pub(super) trait Line {
+    /// The resource's name.
+    fn name(&self) -> &str;
+    /// A fresh reading of the kernel; keeps the specifications that it tells.
+    fn look(&self) -> Result<ResourceStatus, DrbdError>;
+    /// What was seen to connect it.
+    fn known(&self) -> Vec<ConnectSpec>;
+    /// One connection cut by force.
+    fn disconnect(&self, key: ConnKey, limit: Duration) -> CommandResult;
+    /// One connection configured.
+    fn join(&self, spec: ConnectSpec, limit: Duration) -> CommandResult;
+}
+
+impl Line for Resource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn look(&self) -> Result<ResourceStatus, DrbdError> {
+        self.read()
+    }
+
+    fn known(&self) -> Vec<ConnectSpec> {
+        self.specs.all()
+    }
+
+    fn disconnect(&self, key: ConnKey, limit: Duration) -> CommandResult {
+        self.queue.disconnect_forced(key, limit)
+    }
+
+    fn join(&self, spec: ConnectSpec, limit: Duration) -> CommandResult {
+        self.queue.connect(spec, limit)
+    }
+}
+
+/// Cuts every connection by force, then reads the kernel anew: `StandAlone`, every disk at least
+/// `Consistent`, nothing overwriting it (S1, H1). Where it has been done it only looks. Data that
+/// cannot be taken is left connected: cutting a resynchronisation would help nobody.
+///
+/// # Errors
+/// [`ConnectionError`]; the connections may be cut all the same.
+pub(super) fn force_disconnect(line: &impl Line, limit: Duration) -> Result<(), ConnectionError> {
+    let until = Instant::now() + limit;
+    let before = line.look()?;
+    if before.role != Role::Secondary {
+        return Err(ConnectionError::NotSecondary(before.name));
+    }
+    if let Some(seen) = against_taking(&before) {
+        return Err(ConnectionError::NoEvidence { resource: before.name, seen });
+    }
+    cut(line, &before, until)?;
+    loop {
+        let status = line.look()?;
+        let Some(seen) = against_frozen(&status) else { return Ok(()) };
+        if Instant::now() + LOOK >= until {
+            return Err(ConnectionError::NoEvidence { resource: status.name, seen });
         }
-        self.cut(&before, until)?;
-        loop {
-            let status = self.read()?;
-            let Some(seen) = against_frozen(&status) else { return Ok(()) };
-            if Instant::now() + LOOK >= until {
-                return Err(ConnectionError::NoEvidence { resource: status.name, seen });
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn cut(line: &impl Line, status: &ResourceStatus, until: Instant) -> Result<(), ConnectionError> {
+    for key in linked(status) {
+        match line.disconnect(key, left(until)) {
+            Ok(_) | Err(CommandError::NoSuchConnection(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Cuts the owner's own connection by force, because the peer holds back every write (H11). I/O
+/// freezes until the record excludes the peer. Returns whether there was anything to cut.
+///
+/// # Errors
+/// [`ConnectionError`].
+pub(super) fn drop_peer(line: &impl Line, limit: Duration) -> Result<bool, ConnectionError> {
+    let status = line.look()?;
+    cut(line, &status, Instant::now() + limit)?;
+    Ok(!linked(&status).is_empty())
+}
+
+/// Lets DRBD connect again. Done when it tries: whether the peer answers is another matter.
+///
+/// # Errors
+/// [`ConnectionError`]; [`ConnectionError::Forgotten`] when only `drbdadm` knows how.
+pub(super) fn connect(line: &impl Line, limit: Duration) -> Result<(), ConnectionError> {
+    let until = Instant::now() + limit;
+    let settled = until.min(Instant::now() + SETTLE);
+    loop {
+        if !line.look()?.is_stand_alone() {
+            return Ok(());
+        }
+        match connect_once(line, left(until)) {
+            Err(ConnectionError::Command(error @ CommandError::Refused { .. }))
+                if Instant::now() < settled =>
+            {
+                tracing::debug!(%error, resource = line.name(), "not connected yet");
+                std::thread::sleep(LOOK);
             }
-            std::thread::sleep(LOOK);
+            other => return other,
         }
     }
+}
 
-    fn cut(&self, status: &ResourceStatus, until: Instant) -> Result<(), ConnectionError> {
-        for key in linked(status) {
-            match self.queue.disconnect_forced(key, left(until)) {
-                Ok(_) | Err(CommandError::NoSuchConnection(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+fn connect_once(line: &impl Line, limit: Duration) -> Result<(), ConnectionError> {
+    let specs = line.known();
+    if specs.is_empty() {
+        return Err(ConnectionError::Forgotten(line.name().to_owned()));
     }
+    for spec in specs {
+        line.join(spec, limit)?;
+    }
+    Ok(())
+}
 
-    /// Cuts the owner's own connection by force, because the peer holds back every write (H11). I/O
-    /// freezes until the record excludes the peer. Returns whether there was anything to cut.
-    ///
-    /// # Errors
-    /// [`ConnectionError`].
-    pub fn drop_peer(&self, limit: Duration) -> Result<bool, ConnectionError> {
-        let status = self.read()?;
-        self.cut(&status, Instant::now() + limit)?;
-        Ok(!linked(&status).is_empty())
+/// Has the kernel run its fence helper again (H2). On 8.4 the receiver does that whenever it ends on a
+/// Primary whose peer is not known to be outdated; a forced disconnect ends it, and the connect gives
+/// the peer its chance again. Returns whether there was a frozen Primary to do it to.
+///
+/// # Errors
+/// [`ConnectionError`]; after one the resource may be `StandAlone`, and is still frozen.
+pub(super) fn retrigger(line: &impl Line, limit: Duration) -> Result<bool, ConnectionError> {
+    let until = Instant::now() + limit;
+    let mut status = line.look()?;
+    if !awaits_fencing(&status) {
+        return Ok(false);
     }
-
-    /// Lets DRBD connect again. Done when it tries: whether the peer answers is another matter.
-    ///
-    /// # Errors
-    /// [`ConnectionError`]; [`ConnectionError::Forgotten`] when only `drbdadm` knows how.
-    pub fn connect(&self, limit: Duration) -> Result<(), ConnectionError> {
-        let until = Instant::now() + limit.min(SETTLE);
-        loop {
-            let status = self.read()?;
-            if !status.is_stand_alone() {
-                return Ok(());
-            }
-            match self.connect_once(left(Instant::now() + limit)) {
-                Err(ConnectionError::Command(error @ CommandError::Refused { .. }))
-                    if Instant::now() < until =>
-                {
-                    tracing::debug!(%error, resource = status.name, "not connected yet");
-                    std::thread::sleep(LOOK);
-                }
-                other => return other,
-            }
-        }
+    if status.is_stand_alone() {
+        // Without a receiver there is none that could end.
+        connect(line, left(until))?;
+        status = line.look()?;
     }
-
-    fn connect_once(&self, limit: Duration) -> Result<(), ConnectionError> {
-        let specs = self.specs.all();
-        if specs.is_empty() {
-            return Err(ConnectionError::Forgotten(self.name.clone()));
-        }
-        for spec in specs {
-            self.queue.connect(spec, limit)?;
-        }
-        Ok(())
+    if awaits_fencing(&status) {
+        cut(line, &status, until)?;
     }
-
-    /// Has the kernel run its fence helper again (H2). On 8.4 the receiver does that whenever it ends
-    /// on a Primary whose peer is not known to be outdated; a forced disconnect ends it, and the
-    /// connect gives the peer its chance again. Returns whether there was a frozen Primary to do it to.
-    ///
-    /// # Errors
-    /// [`ConnectionError`]; after one the resource may be `StandAlone`, and is still frozen.
-    pub fn retrigger(&self, limit: Duration) -> Result<bool, ConnectionError> {
-        let until = Instant::now() + limit;
-        let mut status = self.read()?;
-        if !awaits_fencing(&status) {
-            return Ok(false);
-        }
-        if status.is_stand_alone() {
-            // Without a receiver there is none that could end.
-            self.connect(left(until))?;
-            status = self.read()?;
-        }
-        if awaits_fencing(&status) {
-            self.cut(&status, until)?;
-        }
-        self.connect(left(until))?;
-        Ok(true)
-    }
+    connect(line, left(until))?;
+    Ok(true)
 }
 
 /// A frozen Primary that has nobody to talk to. One that is just connecting goes on by itself.
@@ -194,14 +233,10 @@ pub(super) fn is_complete(device: &Device) -> bool {
     matches!(device.disk, DiskState::Consistent | DiskState::UpToDate)
 }
 
-/// What speaks against the proof `Frozen`, in words; `None`: nothing.
-pub(super) fn against_frozen(status: &ResourceStatus) -> Option<String> {
-    if !status.is_stand_alone() {
-        let states = status.connections.iter().map(|c| c.state.to_string()).collect::<Vec<_>>();
-        return Some(format!("its connection is {}", states.join(", ")));
-    }
+/// What speaks against taking this node's data, in words, connected or not; `None`: nothing.
+fn against_taking(status: &ResourceStatus) -> Option<String> {
     if status.is_resync_target() {
-        return Some("a resynchronisation of its disks was under way".into());
+        return Some("its disks are being resynchronised".into());
     }
     if status.devices.is_empty() {
         return Some("it has no volumes".into());
@@ -209,3 +244,16 @@ pub(super) fn against_frozen(status: &ResourceStatus) -> Option<String> {
     let bad = status.devices.iter().find(|(_, device)| !is_complete(device));
     bad.map(|(volume, device)| format!("the disk of volume {volume} is {}", device.disk))
 }
+
+/// What speaks against the proof `Frozen`, in words; `None`: nothing.
+pub(super) fn against_frozen(status: &ResourceStatus) -> Option<String> {
+    if !status.is_stand_alone() {
+        let states = status.connections.iter().map(|c| c.state.to_string()).collect::<Vec<_>>();
+        return Some(format!("its connection is {}", states.join(", ")));
+    }
+    against_taking(status)
+}
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+pub(super) mod tests;

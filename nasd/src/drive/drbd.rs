@@ -14,7 +14,7 @@ use nasd_drbd::{
 };
 use thiserror::Error;
 
-use super::connection::{Specs, against_frozen, is_complete};
+use super::connection::{self, ConnectionError, Specs, against_frozen, is_complete};
 use super::handler::Handlers;
 use crate::api::status::DrbdStatus;
 use crate::core::record::DataUuid;
@@ -164,6 +164,38 @@ impl Resource {
         }
     }
 
+    /// See [`connection::force_disconnect`].
+    ///
+    /// # Errors
+    /// [`ConnectionError`].
+    pub fn force_disconnect(&self, limit: Duration) -> Result<(), ConnectionError> {
+        connection::force_disconnect(self, limit)
+    }
+
+    /// See [`connection::drop_peer`].
+    ///
+    /// # Errors
+    /// [`ConnectionError`].
+    pub fn drop_peer(&self, limit: Duration) -> Result<bool, ConnectionError> {
+        connection::drop_peer(self, limit)
+    }
+
+    /// See [`connection::connect`].
+    ///
+    /// # Errors
+    /// [`ConnectionError`].
+    pub fn connect(&self, limit: Duration) -> Result<(), ConnectionError> {
+        connection::connect(self, limit)
+    }
+
+    /// See [`connection::retrigger`].
+    ///
+    /// # Errors
+    /// [`ConnectionError`].
+    pub fn retrigger(&self, limit: Duration) -> Result<bool, ConnectionError> {
+        connection::retrigger(self, limit)
+    }
+
     /// Marks this node's disks outdated (S2).
     ///
     /// # Errors
@@ -172,15 +204,23 @@ impl Resource {
         self.queue.outdate(limit).map(drop)
     }
 
-    /// Options that break S1, in words.
+    /// Options that break S1, in words; what cannot be read is one of them.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
-        let mut found = match self.read() {
-            Ok(status) => status.s1_violations().iter().map(ToString::to_string).collect(),
-            Err(error) => vec![error.to_string()],
-        };
+        self.attest().unwrap_or_else(|error| vec![error.to_string()])
+    }
+
+    /// What this node can say of its own set-up: DRBD's options as the kernel has them, and the helper
+    /// that the kernel calls. Empty: all as S1 needs it.
+    ///
+    /// # Errors
+    /// Nothing can be said.
+    pub fn attest(&self) -> Result<Vec<String>, DrbdError> {
+        let status = self.read()?;
+        let options = status.s1_violations();
+        let mut found: Vec<String> = options.iter().map(ToString::to_string).collect();
         found.extend(self.handler_violations());
-        found
+        Ok(found)
     }
 
     /// What is wrong with the helper that the kernel calls.
@@ -326,5 +366,87 @@ fn role(role: nasd_drbd::Role) -> Role {
         nasd_drbd::Role::Primary => Role::Primary,
         nasd_drbd::Role::Secondary => Role::Secondary,
         _ => Role::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nasd_drbd::{ConnState, ReplState};
+
+    use super::*;
+    use crate::drive::connection::tests::status;
+
+    fn secondary(state: Option<ConnState>, disk: DiskState) -> ResourceStatus {
+        status(nasd_drbd::Role::Secondary, state, disk)
+    }
+
+    fn target(disk: DiskState) -> ResourceStatus {
+        let mut status = secondary(Some(ConnState::Connected), disk);
+        for peer in status.connections[0].peer_devices.values_mut() {
+            peer.repl = ReplState::SyncTarget;
+        }
+        status
+    }
+
+    #[test]
+    fn s2_a_disk_that_fails_is_told_from_one_that_is_being_filled() {
+        let connected = Some(ConnState::Connected);
+        for disk in
+            [DiskState::Diskless, DiskState::Failed, DiskState::Detaching, DiskState::Inconsistent]
+        {
+            let view = view(&secondary(connected, disk));
+            assert!(view.local_failed && !view.local_consistent, "{disk:?}");
+        }
+        for disk in [DiskState::Attaching, DiskState::Negotiating, DiskState::Outdated] {
+            let view = view(&secondary(connected, disk));
+            assert!(!view.local_failed && !view.local_consistent, "{disk:?}");
+        }
+        let filling = view(&target(DiskState::Inconsistent));
+        assert!(!filling.local_failed && !filling.local_consistent && filling.resync);
+        assert!(!view(&target(DiskState::UpToDate)).local_consistent, "about to be overwritten");
+    }
+
+    #[test]
+    fn s2_a_rebooted_nodes_disk_is_consistent_and_not_up_to_date() {
+        let view = view(&secondary(Some(ConnState::Connecting), DiskState::Consistent));
+        assert!(view.local_consistent && !view.local_up_to_date && !view.local_failed);
+        assert!(!view.stand_alone, "it still seeks its peer");
+    }
+
+    #[test]
+    fn stand_alone_is_no_connection_or_one_that_is_not_tried() {
+        let up = DiskState::UpToDate;
+        assert!(view(&secondary(None, up)).stand_alone, "8.4 forgets the connection");
+        assert!(view(&secondary(Some(ConnState::StandAlone), up)).stand_alone);
+        for state in [ConnState::Connecting, ConnState::Disconnecting, ConnState::Unknown(77)] {
+            assert!(!view(&secondary(Some(state), up)).stand_alone, "{state:?}");
+        }
+        let mut bare = secondary(None, up);
+        bare.devices.clear();
+        let view = view(&bare);
+        assert!(!view.stand_alone && !view.local_consistent, "S12: nothing is no evidence");
+    }
+
+    #[test]
+    fn s2_the_past_is_history_and_bitmap_without_the_primarys_mark() {
+        let view = view(&secondary(Some(ConnState::Connected), DiskState::UpToDate));
+        assert_eq!(view.data_uuid[&0], DataUuid::new(0x40));
+        let past = [0x50, 0x30, 0x20].map(DataUuid::new);
+        assert_eq!(view.uuid_history[&0], past);
+        let recorded = |uuid| BTreeMap::from([(0, DataUuid::new(uuid))]);
+        assert!(view.descends_from(&recorded(0x50)) && view.descends_from(&recorded(0x40)));
+        assert!(!view.descends_from(&recorded(0x60)));
+    }
+
+    #[test]
+    fn s1_each_proof_has_its_evidence() {
+        let (up, cut) = (DiskState::UpToDate, None);
+        let linked = secondary(Some(ConnState::Connected), up);
+        let alone = secondary(cut, up);
+        assert_eq!(missing(Evidence::Released, &linked), None);
+        assert!(missing(Evidence::Released, &alone).is_some());
+        assert_eq!(missing(Evidence::Frozen, &alone), None);
+        assert!(missing(Evidence::Frozen, &linked).is_some(), "reconnected behind our back");
+        assert!(missing(Evidence::Frozen, &secondary(cut, DiskState::Outdated)).is_some());
     }
 }

@@ -62,6 +62,13 @@ pub fn follow(followers: Vec<Follower>) -> std::io::Result<()> {
 
 fn look_forever(resources: &[Arc<Resource>], looked: &Looked) {
     loop {
+        // Keeps the answer fresh for those who cannot wait for a process.
+        for resource in resources {
+            let found = resource.handler_violations();
+            if !found.is_empty() {
+                tracing::debug!(resource = resource.name, ?found, "the fence handler");
+            }
+        }
         let began = Instant::now();
         if let Ok(all) = Drbd::open().map_err(drop).and_then(|mut d| d.status().map_err(drop)) {
             let found = resources.iter().map(|resource| {
@@ -144,5 +151,44 @@ fn take_generations(status: &mut ResourceStatus, seen: &ResourceStatus) {
             let bitmap = found.peer_devices.get(volume).and_then(|p| p.bitmap_uuid);
             peer.bitmap_uuid = bitmap.or(peer.bitmap_uuid);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nasd_drbd::{ConnState, DiskState, Role};
+
+    use super::*;
+    use crate::drive::connection::tests::status;
+
+    #[test]
+    fn generations_come_from_the_look_and_states_from_the_stream() {
+        let up = DiskState::UpToDate;
+        let mut stream = status(Role::Primary, Some(ConnState::Connecting), DiskState::Failed);
+        let mut look = status(Role::Primary, Some(ConnState::Connected), up);
+        let device = look.devices.get_mut(&0).unwrap();
+        device.current_uuid = Some(0x90);
+        device.history_uuids = vec![0x40];
+        device.primary_mark = true;
+        let peer = look.connections[0].peer_devices.get_mut(&0).unwrap();
+        peer.bitmap_uuid = Some(0x40);
+        take_generations(&mut stream, &look);
+        let device = &stream.devices[&0];
+        assert_eq!((device.current_uuid, device.primary_mark), (Some(0x90), true));
+        assert_eq!(device.history_uuids, [0x40]);
+        assert_eq!(stream.connections[0].peer_devices[&0].bitmap_uuid, Some(0x40));
+        assert_eq!(device.disk, DiskState::Failed);
+        assert_eq!(stream.connections[0].state, ConnState::Connecting);
+    }
+
+    #[test]
+    fn a_look_without_a_disk_takes_no_generation_away() {
+        let mut stream = status(Role::Secondary, Some(ConnState::Connected), DiskState::UpToDate);
+        let mut look = stream.clone();
+        look.devices.get_mut(&0).unwrap().current_uuid = None;
+        look.connections.clear();
+        let before = stream.clone();
+        take_generations(&mut stream, &look);
+        assert_eq!(stream, before);
     }
 }

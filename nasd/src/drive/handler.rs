@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 const OURS: &str = "nasd-fence-peer";
 /// What the kernel executes: a module parameter, for the whole node.
 const KERNEL_HELPER: &str = "/sys/module/drbd/parameters/usermode_helper";
-/// How long an answer of `drbdadm` holds.
-const HOLDS: Duration = Duration::from_secs(30);
+/// How long an answer of `drbdadm` holds, and how long the lack of one.
+const HOLDS: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The handler of a resource as `drbdadm` told it, kept for a while: asking takes a process.
 #[derive(Clone, Default)]
@@ -37,7 +38,8 @@ impl Handlers {
 
     fn told(&self, resource: &str) -> Result<Vec<String>, String> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = known.at.is_some_and(|at| at.elapsed() < HOLDS);
+        let holds = if matches!(known.told, Some(Ok(_))) { HOLDS } else { RETRY };
+        let fresh = known.at.is_some_and(|at| at.elapsed() < holds);
         let told = known.told.clone();
         if fresh || known.asking {
             return told.unwrap_or_else(|| Err("drbdadm has not answered yet".into()));

@@ -62,9 +62,7 @@ pub async fn write(hands: &Hands, expected: Option<i64>, record: &Record) -> Cas
 pub async fn read_beside(hands: &Hands, own: impl Future<Output = ReadResult>) -> ReadResult {
     tokio::pin!(own);
     match tokio::time::timeout(LATE, &mut own).await {
-        Ok(Err(error @ CoordinatorError::Unreachable { .. })) => {
-            read(hands).await.map_or(Err(error), Ok)
-        }
+        Ok(Err(error @ CoordinatorError::Unreachable { .. })) => read(hands).await.ok_or(error),
         Ok(result) => result,
         Err(_) => {
             let relayed = read(hands);
@@ -72,7 +70,7 @@ pub async fn read_beside(hands: &Hands, own: impl Future<Output = ReadResult>) -
             tokio::select! {
                 result = &mut own => match result {
                     Err(CoordinatorError::Unreachable { after }) => {
-                        relayed.await.map_or(Err(CoordinatorError::Unreachable { after }), Ok)
+                        relayed.await.ok_or(CoordinatorError::Unreachable { after })
                     }
                     result => result,
                 },

@@ -22,14 +22,13 @@ const JOURNAL: Duration = Duration::from_millis(100);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Stops this node: does not return where the kernel lets us. Where it does not, the watchdog is not
-/// petted any more, and the kernel is asked again and again from a thread of its own.
+/// petted any more, and the kernel is asked again and again from a thread of its own. Nothing comes
+/// before the reset that can wait.
 pub fn now(reason: &str) {
     failpoint::hit("self-fence");
-    announce(reason, Path::new(KMSG));
-    if let Err(error) = pull(Path::new(TRIGGER)) {
-        tracing::error!(%error, "sysrq was refused");
-    }
     watchdog::let_it_bite();
+    announce(reason, Path::new(KMSG));
+    let refused = pull(Path::new(TRIGGER));
     let again = std::thread::Builder::new().name("self-fence".into()).spawn(|| {
         loop {
             std::thread::sleep(AGAIN);
@@ -37,9 +36,7 @@ pub fn now(reason: &str) {
             let _ = pull(Path::new(TRIGGER));
         }
     });
-    if let Err(error) = again {
-        tracing::error!(%error, "sysrq is not tried again");
-    }
+    tracing::error!(?refused, tried_again = again.is_ok(), "this node could not be stopped");
 }
 
 /// The kernel's log first: it never waits for a disk. The journal's socket may be full, so it gets a

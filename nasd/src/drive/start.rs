@@ -326,19 +326,32 @@ fn notify_ready() {
 /// S9: before nasd ends, its services get rights that last until it is back.
 async fn take_leave(services: &Services) {
     terminated().await;
+    tracing::info!("asked to end; services go on until their right runs out");
+    if node_goes_down().await {
+        // Nobody comes back in time: the peer must not have to wait for a long right.
+        return;
+    }
     let each = services.by_name.values().map(|entry| async {
         let limit = Duration::from_secs(3);
         let taken = tokio::time::timeout(limit, right::take_long(&entry.hands)).await;
         (entry.hands.service.name.as_str(), taken.unwrap_or(false))
     });
     for (service, taken) in futures_util::future::join_all(each).await {
-        if taken {
-            tracing::info!(service, "asked to end; the service goes on with a long right");
-        } else {
-            tracing::warn!(service, "asked to end without a long right: it goes on for a moment only");
+        if !taken {
+            tracing::warn!(service, "no long right: it goes silent unless nasd is back at once");
         }
     }
     watchdog::part();
+}
+
+/// Whether the service manager is shutting the node down; not known is a no.
+async fn node_goes_down() -> bool {
+    let mut asked = tokio::process::Command::new("systemctl");
+    asked.arg("is-system-running").kill_on_drop(true);
+    match tokio::time::timeout(Duration::from_millis(500), asked.output()).await {
+        Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
+        _ => false,
+    }
 }
 
 async fn terminated() {

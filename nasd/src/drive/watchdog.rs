@@ -158,7 +158,7 @@ async fn listen(tasks: Vec<Handle>, pulse: Arc<Pulse>) {
     loop {
         let mut all = true;
         for task in &tasks {
-            all &= answers(task).await;
+            all &= answers(task, FRESH).await;
         }
         if all {
             pulse.beat();
@@ -167,11 +167,11 @@ async fn listen(tasks: Vec<Handle>, pulse: Arc<Pulse>) {
     }
 }
 
-async fn answers(task: &Handle) -> bool {
+async fn answers(task: &Handle, limit: Duration) -> bool {
     let (reply, answer) = oneshot::channel();
     let asked =
         async { task.send(Command::CheckTarget(reply)).await.is_ok() && answer.await.is_ok() };
-    tokio::time::timeout(FRESH, asked).await.unwrap_or(false)
+    tokio::time::timeout(limit, asked).await.unwrap_or(false)
 }
 
 struct Device {
@@ -272,7 +272,7 @@ mod tests {
         assert!(may_pet(&old, false));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_task_that_hangs_stops_the_pulse() {
         let (quick, mut quick_inbox) = mpsc::channel(4);
         let (stuck, stuck_inbox) = mpsc::channel(4);
@@ -282,10 +282,11 @@ mod tests {
                 let _ = reply.send(facts);
             }
         });
-        assert!(answers(&quick).await);
-        assert!(!answers(&stuck).await, "nobody reads its inbox");
+        let limit = Duration::from_millis(300);
+        assert!(answers(&quick, limit).await);
+        assert!(!answers(&stuck, limit).await, "nobody reads its inbox");
         drop(stuck_inbox);
-        assert!(!answers(&stuck).await, "its task has ended");
+        assert!(!answers(&stuck, limit).await, "its task has ended");
     }
 
     #[test]

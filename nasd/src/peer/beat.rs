@@ -3,6 +3,7 @@
 //! Keeps S12: what a beat does not say is unknown, and one that is older than another already heard
 //! is not heard at all.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use nasd_net::MonotonicInstant;
@@ -19,9 +20,12 @@ pub const ENDLESS: u64 = u64::MAX;
 
 /// This boot of this node; empty if the kernel does not tell, which is a boot like any other.
 #[must_use]
-pub fn boot_id() -> String {
-    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    read.map(|id| id.trim().to_owned()).unwrap_or_default()
+pub fn boot_id() -> &'static str {
+    static ID: LazyLock<String> = LazyLock::new(|| {
+        let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        read.map(|id| id.trim().to_owned()).unwrap_or_default()
+    });
+    &ID
 }
 
 /// The number of a beat made now: nanoseconds since boot, so that it rises over restarts of nasd too.

@@ -72,16 +72,17 @@ impl PeerService {
             .ok_or_else(|| Status::not_found(format!("no service {service} is configured here")))
     }
 
-    /// One service's beat: heard, answered with consent if that was asked for, and with our own. A task
-    /// that hangs costs [`CONSENT`] and says no.
+    /// One service's beat: heard, and answered with consent if that was asked for. A task that hangs
+    /// costs [`CONSENT`] and says no.
     async fn answer(
         &self,
         told: &ServiceBeat,
         (boot_id, sequence): (&str, u64),
-    ) -> Option<(ServiceConsent, ServiceBeat)> {
+    ) -> Option<ServiceConsent> {
         let entry = self.entry(&told.service).ok()?;
-        let heard = entry.hands.hear(&entry.handle, told, boot_id, sequence);
-        let life = beat::asked_life(told, entry.hands.timing().long_ttl).filter(|_| heard);
+        entry.hands.hear(&entry.handle, told, boot_id, sequence);
+        let youngest = entry.hands.is_youngest_request(boot_id, sequence);
+        let life = beat::asked_life(told, entry.hands.timing().long_ttl).filter(|_| youngest);
         let consent = match life {
             Some(ttl) => {
                 let make = |reply| Command::Consent { epoch: told.epoch, ttl, reply };
@@ -89,13 +90,11 @@ impl PeerService {
             }
             None => None,
         };
-        let own = entry.hands.beat(None);
-        let consent = ServiceConsent {
+        Some(ServiceConsent {
             service: told.service.clone(),
-            epoch: consent.map_or(own.epoch, |c| c.epoch),
+            epoch: consent.map_or_else(|| entry.hands.seen.borrow().epoch, |c| c.epoch),
             consents: consent.is_some_and(|c| c.consents),
-        };
-        Some((consent, own))
+        })
     }
 }
 
@@ -109,13 +108,17 @@ impl Peer for PeerService {
         self.services.link.mark_heard();
         let from = (request.boot_id.as_str(), request.sequence);
         let answers = join_all(request.services.iter().map(|told| self.answer(told, from))).await;
-        let (services, beats) = answers.into_iter().flatten().unzip();
+        let services: Vec<_> = answers.into_iter().flatten().collect();
+        // The number before the beats: they are at least as young as it says.
+        let sequence = beat::sequence();
+        let asked = services.iter().filter_map(|s| self.entry(&s.service).ok());
+        let beats = asked.map(|entry| entry.hands.beat(None)).collect();
         Ok(Response::new(HeartbeatReply {
             node: self.services.me.0.clone(),
             services,
             beats,
-            boot_id: beat::boot_id(),
-            sequence: beat::sequence(),
+            boot_id: beat::boot_id().to_owned(),
+            sequence,
         }))
     }
 

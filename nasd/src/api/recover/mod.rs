@@ -76,7 +76,9 @@ impl Services {
         tracing::warn!(service = facts.service, %by, name = verb(what), result, detail, "operator's recovery");
         entry.hands.history.note(Entry::now(&by, verb(what), epoch, result, &note));
         match attempt {
-            Attempt::Done(message) => Ok(RecoverReply { done: true, message, ..explained(String::new()) }),
+            Attempt::Done(message) => {
+                Ok(RecoverReply { done: true, message, ..explained(String::new()) })
+            }
             Attempt::Refused(message) => Ok(explained(message)),
             Attempt::Failed(message) => Err(Status::aborted(message)),
             Attempt::Unknown(message) => Err(Status::unknown(message)),

@@ -96,7 +96,10 @@ fn opens_without_force(disk: &str) -> bool {
 fn not_open_by_coordinator(f: &Facts) -> Option<Verdict> {
     if let Heard::Unknown(why) = &f.coordinator {
         return Some(Verdict::no(
-            format!("{} does not answer ({why}); the record cannot be changed", f.coordinator_kind),
+            format!(
+                "the record cannot be read from {} ({why}), and so not be changed",
+                f.coordinator_kind
+            ),
             format!(
                 "bring a majority of its members back; if it is lost for good: nasctl emergency-start {}",
                 f.service
@@ -239,7 +242,7 @@ fn discard_mine(f: &Facts) -> Verdict {
             );
         }
         Heard::Unknown(why) => {
-            let why = format!("{} does not answer ({why})", f.coordinator_kind);
+            let why = format!("the record cannot be read from {} ({why})", f.coordinator_kind);
             return Verdict::no(why, "the record must say whose data counts; bring it back first");
         }
     };

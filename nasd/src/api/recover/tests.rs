@@ -160,7 +160,7 @@ fn a_current_node_is_sent_to_takeover() {
 fn s12_what_must_be_known_and_is_not_refuses() {
     let silent = || Heard::Unknown("timed out".to_owned());
     let f = Facts { coordinator: Heard::Unknown("timed out".into()), ..lost() };
-    assert!(why_not(What::OpenHere, &f).contains("etcd does not answer"));
+    assert!(why_not(What::OpenHere, &f).contains("cannot be read from etcd (timed out)"));
     let f = Facts { last_seen: Heard::Unknown("damaged".into()), ..lost() };
     assert!(why_not(What::OpenHere, &f).contains("memory"));
     assert!(why_not(What::OpenHere, &Facts { here: silent(), ..lost() }).contains("own state"));
@@ -222,7 +222,7 @@ fn s3_changes_are_discarded_only_where_they_do_not_count() {
         assert!(why_not(What::DiscardMine, &Facts { there, ..parted() }).contains(part));
     }
     let f = Facts { coordinator: Heard::Unknown("x".into()), ..parted() };
-    assert!(why_not(What::DiscardMine, &f).contains("does not answer"));
+    assert!(why_not(What::DiscardMine, &f).contains("cannot be read"));
 }
 
 #[test]

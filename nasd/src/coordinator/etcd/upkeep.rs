@@ -86,7 +86,7 @@ impl Etcd {
     pub(super) fn look_after(&self, here: IpAddr, nas: Vec<IpAddr>) {
         let store = self.clone();
         tokio::spawn(async move {
-            let places = store.places().await;
+            let mut places = store.places().await;
             if let Some(mine) = places.iter().position(|at| at.contains(&here)) {
                 store.best.store(mine, std::sync::atomic::Ordering::Relaxed);
             }
@@ -94,6 +94,10 @@ impl Etcd {
                 // Its end is noted by `ask`; nothing is done with the answer.
                 drop(store.get(format!("{}/reach", store.root)).await);
                 if look % MEMBERS_EVERY == 0 {
+                    // Names may not have been known yet when nasd started.
+                    if places.iter().any(Vec::is_empty) {
+                        places = store.places().await;
+                    }
                     store.look_at_members(here, &nas, &places).await;
                 }
                 tokio::time::sleep(LOOK).await;

@@ -38,10 +38,11 @@ impl Machine {
     /// the owner reports. A request on its way may add one more life.
     fn granted_before(&self, now: Now, gate: GateReport) -> Option<Now> {
         match gate {
-            GateReport::Unknown => None,
+            // An endless right is a sole-current owner's: it gets an end before anybody else becomes
+            // current, and that end is told by a later beat.
+            GateReport::Unknown | GateReport::Open { left: None } => None,
             GateReport::Shut => Some(now + self.timing.ttl),
             GateReport::Open { left: Some(left) } => Some(now + left + self.timing.ttl),
-            GateReport::Open { left: None } => Some(now + self.timing.long_ttl),
         }
     }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nasd_drbd::{DiskState, ResourceStatus};
+use nasd_drbd::DiskState;
 
 use super::Bounded;
 use super::board::{Board, Check};
@@ -20,8 +20,9 @@ use crate::core::view::{DrbdView, Now};
 use crate::drive::drbd::Resource;
 use crate::drive::hands::{Hands, lock};
 
-/// Between two looks.
-const PERIOD: Duration = Duration::from_secs(1);
+/// Between two looks. A standby must know of its own disk before its owner's patience ends
+/// ([`super::canary`]).
+const PERIOD: Duration = Duration::from_millis(500);
 /// For one look at DRBD and `/sys`.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -62,8 +63,9 @@ pub struct Facts {
     pub look: Look,
     /// Both nodes were connected.
     pub connected: bool,
-    /// When the DRBD device last completed a request, as far as seen.
-    pub completed_at: Option<Now>,
+    /// When the DRBD device last completed a write, as far as seen. Reads say nothing: they need
+    /// neither the peer nor, often, the disk.
+    pub written_at: Option<Now>,
 }
 
 /// The last facts by volume.
@@ -121,18 +123,18 @@ impl DiskWatch {
     }
 }
 
-/// DRBD's word about the local disks.
+/// DRBD's word about the local disks; `disks` is none while nothing has been heard.
 #[must_use]
-pub fn disk_state(view: &DrbdView, status: Option<&ResourceStatus>) -> Finding {
-    let Some(status) = status else { return Finding::Unknown };
+pub fn disk_state(view: &DrbdView, disks: Option<&[(u16, DiskState)]>) -> Finding {
+    let Some(disks) = disks else { return Finding::Unknown };
     // A resync's target is incomplete by nature; a node that is one cannot take over anyway.
     if !view.local_failed || view.resync {
         return Finding::Well;
     }
-    let bad =
+    let failed =
         |d: &DiskState| matches!(d, DiskState::Diskless | DiskState::Failed | DiskState::Detaching);
-    let named = status.devices.iter().filter(|(_, device)| bad(&device.disk));
-    let named: Vec<_> = named.map(|(v, d)| format!("volume {v} is {:?}", d.disk)).collect();
+    let named = disks.iter().filter(|(_, disk)| failed(disk));
+    let named: Vec<_> = named.map(|(v, disk)| format!("volume {v} is {disk:?}")).collect();
     let why = if named.is_empty() { "DRBD reports it failed".into() } else { named.join(", ") };
     Finding::Bad { since: Now::MAX, why }
 }
@@ -183,9 +185,9 @@ pub(super) async fn watch(hands: Arc<Hands>, board: Arc<Board>, facts: SharedFac
             let now = board.now();
             let (watch, drbd) = watches.entry(volume).or_default();
             board.post(Check::BackingDisk(volume), watch.judge(now, &look, suspended));
-            drbd.read(now, look.drbd.map(|c| c.completed));
-            let completed_at = drbd.moved_at;
-            lock(&facts).insert(volume, Facts { at: now, look, connected, completed_at });
+            drbd.read(now, look.drbd.map(|c| c.written));
+            let written_at = drbd.moved_at;
+            lock(&facts).insert(volume, Facts { at: now, look, connected, written_at });
         }
     }
 }
@@ -203,7 +205,7 @@ mod tests {
         Look {
             attached: true,
             lower_pending: Some(pending),
-            disk: Some(IoCounts { completed, in_flight }),
+            disk: Some(IoCounts { completed, written: 0, in_flight }),
             ..Look::default()
         }
     }
@@ -252,8 +254,26 @@ mod tests {
     #[test]
     fn a_failed_disk_is_named_and_a_resync_is_none() {
         let failed = DrbdView { local_failed: true, ..DrbdView::default() };
+        let disks = [(0, DiskState::UpToDate), (1, DiskState::Diskless)];
         assert_eq!(disk_state(&failed, None), Finding::Unknown);
-        assert!(!matches!(disk_state(&DrbdView::default(), None), Finding::Bad { .. }));
+        let Finding::Bad { why, .. } = disk_state(&failed, Some(&disks)) else {
+            panic!("a failed disk is bad")
+        };
+        assert_eq!(why, "volume 1 is Diskless");
+        assert_eq!(disk_state(&DrbdView::default(), Some(&disks)), Finding::Well);
+        let target = DrbdView { resync: true, ..failed };
+        assert_eq!(disk_state(&target, Some(&[(0, DiskState::Inconsistent)])), Finding::Well);
+    }
+
+    #[test]
+    fn the_counters_of_this_hosts_devices_are_read() {
+        let Ok(devices) = std::fs::read_dir("/sys/block") else { return };
+        for device in devices.flatten() {
+            let path = device.path().join("stat").display().to_string();
+            assert!(counts(&path).is_some(), "{path}");
+        }
+        assert_eq!(counts("/sys/block/no-such-device/stat"), None);
+        assert_eq!(sys_path(Path::new("/dev/null")), None, "no block device");
     }
 
     proptest! {

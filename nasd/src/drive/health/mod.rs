@@ -41,8 +41,10 @@ pub async fn watch(hands: Arc<Hands>, handle: Handle) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !handle.is_closed() {
         tick.tick().await;
-        let status = hands.drbd.seen();
-        board.post(Check::LocalDisk, disk::disk_state(&hands.drbd_view(), status.as_ref()));
+        let disks =
+            hands.drbd.seen().map(|s| s.devices.iter().map(|(v, d)| (*v, d.disk)).collect());
+        let disks: Option<Vec<_>> = disks;
+        board.post(Check::LocalDisk, disk::disk_state(&hands.drbd_view(), disks.as_deref()));
         let verdict = court.sit(&board, SystemTime::now());
         let unfit: Vec<Check> = court.unfit().into_iter().cloned().collect();
         told.tell(&hands, &handle, unfit, verdict);
@@ -95,6 +97,7 @@ impl Told {
                 None => tracing::info!(service = hands.service.name, "fit to serve again"),
             }
             (self.unfit, self.behind) = (unfit, true);
+            hands.beats.tell_health(verdict.clone());
             hands.health.send_replace(verdict);
         }
         if self.behind {
@@ -198,7 +201,7 @@ mod tests {
         let mut bounded = Bounded::default();
         let (release, wait) = std::sync::mpsc::channel::<()>();
         let limit = Duration::from_millis(20);
-        let hung = bounded.run(limit, move || drop(wait.recv())).await;
+        let hung = bounded.run(limit, move || wait.recv().is_ok()).await;
         assert_eq!(hung, None);
         assert_eq!(bounded.run(limit, || 1).await, None, "no second thread is spent");
         drop(release);

@@ -20,10 +20,16 @@ use crate::io::{Answer, CallError, Op, Refusal};
 
 /// Between two looks at the counters.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Between two probes that succeed.
-const PROBE: Duration = Duration::from_secs(2);
-/// Between two probes while they fail: each may take a thread of the server.
-const PROBE_FAILING: Duration = Duration::from_secs(4);
+/// Pauses before the next probe after none, one, two and more that failed in a row: soon again to
+/// be sure, then seldom, for each that hangs may keep a thread of the server.
+const PAUSES: [Duration; 4] = [
+    Duration::from_secs(2),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+];
+/// So many failures in a row are needed: one can be chance.
+const FAILURES: usize = 2;
 /// For one probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(3);
 /// For one reading of counters.
@@ -108,8 +114,8 @@ type LastProbe = Arc<Mutex<Probed>>;
 /// Watches for ever.
 pub(super) async fn watch(hands: Arc<Hands>, board: Arc<Board>) {
     let last: LastProbe = Arc::new(Mutex::new(Probed::Unknown));
-    tokio::spawn(keep_probing(Arc::clone(&hands), Arc::clone(&board), Arc::clone(&last)));
-    let mut watch = Watch {
+    let probing = keep_probing(Arc::clone(&hands), Arc::clone(&board), Arc::clone(&last));
+    let watch = Watch {
         hands,
         board,
         last,
@@ -119,27 +125,51 @@ pub(super) async fn watch(hands: Arc<Hands>, board: Arc<Board>) {
         progress: Progress::default(),
         good: Now::ZERO,
     };
-    loop {
-        tokio::time::sleep(PERIOD).await;
-        watch.look().await;
-    }
+    tokio::join!(probing, watch.keep_looking());
 }
 
 async fn keep_probing(hands: Arc<Hands>, board: Arc<Board>, last: LastProbe) {
-    let mut term = Term::default();
+    let (mut term, mut row) = (Term::default(), Row::default());
     loop {
         if term.serving(&hands, board.now()).is_none() {
+            row = Row::default();
             *lock(&last) = Probed::Unknown;
             tokio::time::sleep(PERIOD).await;
             continue;
         }
         let outcome = probe(&hands).await;
-        let pause = if outcome == Probed::Answered { PROBE } else { PROBE_FAILING };
         if outcome != Probed::Answered {
             tracing::debug!(service = hands.service.name, ?outcome, "NFS probe");
         }
-        *lock(&last) = outcome;
-        tokio::time::sleep(pause).await;
+        *lock(&last) = row.take(outcome);
+        tokio::time::sleep(row.pause()).await;
+    }
+}
+
+/// Probes that failed in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Row(usize);
+
+impl Row {
+    /// The outcome as it is judged.
+    pub fn take(&mut self, outcome: Probed) -> Probed {
+        match outcome {
+            Probed::Failed(why) => {
+                self.0 += 1;
+                if self.0 >= FAILURES { Probed::Failed(why) } else { Probed::Unknown }
+            }
+            other => {
+                self.0 = 0;
+                other
+            }
+        }
+    }
+
+    /// Until the next probe.
+    #[must_use]
+    pub fn pause(self) -> Duration {
+        let [.., last] = PAUSES;
+        PAUSES.get(self.0).copied().unwrap_or(last)
     }
 }
 
@@ -164,6 +194,13 @@ struct Watch {
 }
 
 impl Watch {
+    async fn keep_looking(mut self) {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            self.look().await;
+        }
+    }
+
     async fn look(&mut self) {
         let now = self.board.now();
         if suspended(&self.hands) {
@@ -276,6 +313,19 @@ mod tests {
         ] {
             assert_eq!(probed::<()>(Err(other)), Probed::Unknown);
         }
+    }
+
+    #[test]
+    fn one_failed_probe_is_chance() {
+        let mut row = Row::default();
+        let failed = || Probed::Failed("timed out".into());
+        assert_eq!(row.take(failed()), Probed::Unknown);
+        assert!(row.pause() < PAUSES[0], "sure soon");
+        assert_eq!(row.take(failed()), failed());
+        assert_eq!(row.take(failed()), failed());
+        assert_eq!(row.pause(), PAUSES[3], "threads of the server are not used up");
+        assert_eq!(row.take(Probed::Answered), Probed::Answered);
+        assert_eq!(row.take(failed()), Probed::Unknown);
     }
 
     proptest! {

@@ -6,12 +6,15 @@
 pub struct IoCounts {
     /// Reads, writes, discards and flushes that have ended, since the device exists; wraps.
     pub completed: u64,
+    /// Those of them that were writes; wraps.
+    pub written: u64,
     /// Requests handed to the driver that have not.
     pub in_flight: u64,
 }
 
 /// Fields of `stat` that count completed requests: reads, writes, discards (4.18), flushes (5.5).
 const COMPLETED: [usize; 4] = [0, 4, 11, 15];
+const WRITTEN: usize = 4;
 const IN_FLIGHT: usize = 8;
 
 /// From a device's `stat`.
@@ -19,9 +22,10 @@ const IN_FLIGHT: usize = 8;
 pub fn io_counts(text: &str) -> Option<IoCounts> {
     let numbers: Vec<u64> =
         text.split_whitespace().map(|word| word.parse().ok()).collect::<Option<_>>()?;
-    let in_flight = *numbers.get(IN_FLIGHT)?;
+    let (written, in_flight) = (*numbers.get(WRITTEN)?, *numbers.get(IN_FLIGHT)?);
     let counted = COMPLETED.iter().filter_map(|at| numbers.get(*at));
-    Some(IoCounts { completed: counted.fold(0, |sum, n| sum.wrapping_add(*n)), in_flight })
+    let completed = counted.fold(0u64, |sum, n| sum.wrapping_add(*n));
+    Some(IoCounts { completed, written, in_flight })
 }
 
 /// A lone number, as `errors_count` of ext4.
@@ -46,9 +50,9 @@ mod tests {
     #[test]
     fn counters_of_old_and_new_kernels() {
         let old = "  10 1 2 3 20 5 6 7 4 9 10\n";
-        assert_eq!(io_counts(old), Some(IoCounts { completed: 30, in_flight: 4 }));
+        assert_eq!(io_counts(old), Some(IoCounts { completed: 30, written: 20, in_flight: 4 }));
         let new = "10 1 2 3 20 5 6 7 0 9 10 100 12 13 14 1000 16\n";
-        assert_eq!(io_counts(new), Some(IoCounts { completed: 1130, in_flight: 0 }));
+        assert_eq!(io_counts(new), Some(IoCounts { completed: 1130, written: 20, in_flight: 0 }));
     }
 
     #[test]

@@ -22,6 +22,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 fn run(ctx: &mut Ctx) -> Result<(), LabError> {
     network(ctx)?;
     power(ctx)?;
+    reboot(ctx)?;
     freeze(ctx)?;
     hung_command(ctx)?;
     capture(ctx)
@@ -54,7 +55,28 @@ fn network(ctx: &mut Ctx) -> Result<(), LabError> {
     partition(ctx, &cut, ["nas1", "nas2"], ["nas1", "hv1"])?;
     let down = Fault::LinkDown { node: "nas2".into() };
     partition(ctx, &down, ["nas1", "nas2"], ["nas1", "hv1"])?;
+    let address = ctx.lab.node("nas2")?.address();
+    let cut = Fault::CutAddress { node: "nas1".into(), address };
+    partition(ctx, &cut, ["nas1", "nas2"], ["nas1", "hv1"])?;
+    ports(ctx)?;
     one_way(ctx)
+}
+
+/// Only these ports are cut, and only at this node.
+fn ports(ctx: &mut Ctx) -> Result<(), LabError> {
+    ctx.lab.wait_etcd()?;
+    let connects = |ctx: &Ctx, from: &str| {
+        let script = "timeout 2 bash -c 'exec 3<>/dev/tcp/nas2/2379'";
+        ctx.lab.exec(from, &["sh", "-c", script], ctx.patience(LIMIT)).map(|o| o.ok())
+    };
+    let before = connects(ctx, "nas1")?;
+    ctx.lab.fault(&Fault::CutPorts { node: "nas1".into(), ports: "2379-2380".into() })?;
+    let (cut, rest) = (connects(ctx, "nas1")?, connects(ctx, "hv1")?);
+    let others = pings(ctx, "nas1", "nas2")?;
+    ctx.lab.fault(&Fault::Heal)?;
+    ctx.demand(before && !cut, "a port that is cut is out of reach");
+    ctx.demand(rest && others, "a cut port leaves other nodes and everything else alone");
+    Ok(())
 }
 
 /// Counts at the receiver's own cable what still arrives in each direction.
@@ -91,6 +113,27 @@ fn power(ctx: &mut Ctx) -> Result<(), LabError> {
     let synced = ctx.lab.pull(node, "/root/synced")?;
     ctx.demand(synced == b"kept\n", "synced data survive a power cut");
     ctx.demand(ctx.lab.pull(node, "/run/volatile").is_err(), "memory does not survive");
+    Ok(())
+}
+
+/// A node that reboots by itself, however abruptly, comes back as after a power cut.
+fn reboot(ctx: &mut Ctx) -> Result<(), LabError> {
+    let (node, limit) = ("nas2", ctx.patience(LIMIT));
+    let boot = |ctx: &Ctx| ctx.lab.check(node, &["cat", "/proc/sys/kernel/random/boot_id"], limit);
+    let old = boot(ctx)?;
+    ctx.lab.spawn(node, &["sh", "-c", "sleep 0.2; echo b > /proc/sysrq-trigger"])?;
+    let begin = Instant::now();
+    let again = loop {
+        match boot(ctx) {
+            Ok(new) if new != old => break true,
+            _ if begin.elapsed() > ctx.patience(Duration::from_secs(40)) => break false,
+            _ => thread::sleep(Duration::from_millis(200)),
+        }
+    };
+    note(ctx, "reboot_ms", begin);
+    ctx.demand(again, "a node that reboots by itself comes back");
+    let reached = pings(ctx, "nas1", node)?;
+    ctx.demand(reached, "and reaches the network");
     Ok(())
 }
 

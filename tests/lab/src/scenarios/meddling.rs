@@ -45,7 +45,7 @@ const TYPED: [(&str, bool); 9] = [
     ("drbdadm detach r0", true),
 ];
 /// Until nasd has noticed and the record is right.
-const NOTICED: Duration = Duration::from_secs(20);
+const NOTICED: Duration = Duration::from_secs(40);
 /// No freeze lasts longer, ms (design section 4), and what a stopped helper adds.
 const FREEZE: f64 = 15_000.0;
 /// The helper as DRBD calls it.
@@ -76,12 +76,8 @@ fn operator(ctx: &mut Ctx) -> Result<(), LabError> {
         windows.push(window);
         // The same operator undoes it.
         for nas in NAS {
-            let undo = "systemctl stop drbd 2>/dev/null; systemctl mask drbd; drbdadm adjust r0";
-            let undo = if typed.contains("service") || typed.contains("systemctl") {
-                "systemctl mask drbd"
-            } else {
-                undo.rsplit("; ").next().unwrap_or_default()
-            };
+            let service = typed.starts_with("systemctl");
+            let undo = if service { "systemctl mask drbd" } else { "drbdadm adjust r0" };
             ctx.lab.exec(nas, &["sh", "-c", undo], ctx.patience(WHOLE))?;
         }
     }

@@ -55,6 +55,8 @@ pub struct Volume {
     /// The peer's disk as this side knows it.
     pub peer: Disk,
     uuid: u64,
+    /// The generation that a Primary without a disk has shown to its users.
+    exposed: u64,
     history: Vec<u64>,
     meta: Meta,
     /// What is on the disk.
@@ -135,6 +137,7 @@ fn fresh_volume() -> Volume {
         disk: Disk::UpToDate,
         peer: Disk::UpToDate,
         uuid: 2,
+        exposed: 2,
         history: Vec::new(),
         meta: Meta { consistent: true, was_up_to_date: true, peer_outdated: false },
         content: Content::default(),
@@ -245,6 +248,14 @@ impl Pair {
         side.up && side.primary && !side.frozen
     }
 
+    /// A write there could be acknowledged. Before a Primary notices that its peer is gone it is not
+    /// frozen, but every write waits for the peer's answer (protocol C).
+    #[must_use]
+    pub fn completes_writes(&self, n: usize) -> bool {
+        let waits = matches!(self.sides[n].conn, Conn::Connected(_)) && !self.in_session();
+        self.writable(n) && !waits
+    }
+
     /// A client's write, by number. True: acknowledged.
     pub fn write(&mut self, n: usize, volume: usize, number: u32) -> bool {
         self.put(n, volume, |content| content.writes.add(number), |v| v.pending.add(number))
@@ -298,6 +309,12 @@ impl Pair {
         } else {
             None
         }
+    }
+
+    /// Every volume can be read there.
+    #[must_use]
+    pub fn has_data(&self, n: usize) -> bool {
+        (0..VOLUMES).all(|v| self.readable(n, v).is_some())
     }
 
     // ---- connection --------------------------------------------------------------------------
@@ -374,8 +391,9 @@ impl Pair {
             self.disconnect_forced(n);
             return true;
         }
-        if !self.in_session() {
-            return false;
+        let blind = |s: &Side| s.primary && s.volumes.iter().any(|v| v.disk < Disk::UpToDate);
+        if !self.in_session() || self.sides.iter().any(blind) {
+            return false; // no answer, or a Primary refuses to lose its only data
         }
         for primary in 0..2 {
             if self.sides[primary].primary {
@@ -432,6 +450,10 @@ impl Pair {
         if !self.can_meet() {
             return;
         }
+        if let Some(n) = (0..2).find(|n| self.would_see_other_data(*n)) {
+            self.leave(n, Conn::StandAlone); // "can only connect to data with current UUID"
+            return;
+        }
         let [a, b] = &self.sides;
         let verdicts = [0, 1].map(|v| handshake(a, b, v));
         if (a.primary && b.primary) || verdicts.contains(&Verdict::Split) {
@@ -450,6 +472,15 @@ impl Pair {
         self.join(verdicts);
     }
 
+    /// A Primary without its own disk goes on only with data of the generation that it has shown.
+    fn would_see_other_data(&self, n: usize) -> bool {
+        let differs = |(here, there): (&Volume, &Volume)| {
+            here.disk == Disk::Failed && here.exposed != there.uuid
+        };
+        let [here, there] = [&self.sides[n], &self.sides[1 - n]];
+        here.primary && here.volumes.iter().zip(&there.volumes).any(differs)
+    }
+
     fn join(&mut self, verdicts: [Verdict; VOLUMES]) {
         let session = self.fresh();
         for n in 0..2 {
@@ -463,10 +494,23 @@ impl Pair {
         }
         for n in 0..2 {
             self.resend(n);
+            self.leave_failed_disks_behind(n);
         }
         self.changed();
         if verdicts.iter().any(|v| *v != Verdict::Same) {
             self.out.push(Out::Resync(session));
+        }
+    }
+
+    /// What is written while the peer has no disk is of a new generation.
+    fn leave_failed_disks_behind(&mut self, n: usize) {
+        for v in 0..VOLUMES {
+            let gone = self.sides[1 - n].volumes[v].disk == Disk::Failed;
+            let uuid = self.fresh();
+            let side = &mut self.sides[n];
+            if side.primary && gone && side.volumes[v].disk == Disk::UpToDate {
+                side.volumes[v].new_generation(uuid);
+            }
         }
     }
 
@@ -477,10 +521,12 @@ impl Pair {
             let volume = &mut self.sides[n].volumes[v];
             let waited = std::mem::take(&mut volume.pending);
             let marker = std::mem::take(&mut volume.pending_marker);
-            let other = &mut self.sides[1 - n].volumes[v].content;
-            other.writes.add_all(&waited);
-            if marker {
-                other.marker = content.marker;
+            let other = &mut self.sides[1 - n].volumes[v];
+            if other.disk != Disk::Failed {
+                other.content.writes.add_all(&waited);
+                if marker {
+                    other.content.marker = content.marker;
+                }
             }
             self.out.push(Out::Acked(n, v, waited));
         }
@@ -489,10 +535,13 @@ impl Pair {
         }
     }
 
-    /// A resynchronisation of that session is done.
-    pub fn resynced(&mut self, session: u64) {
-        if !self.in_session() || self.sides[0].conn != Conn::Connected(session) {
-            return;
+    /// A resynchronisation of that session is done. False: not yet, packets do not get through.
+    pub fn resynced(&mut self, session: u64) -> bool {
+        if self.sides.iter().any(|s| s.conn != Conn::Connected(session)) {
+            return true; // void
+        }
+        if !self.in_session() {
+            return false;
         }
         for v in 0..VOLUMES {
             for n in 0..2 {
@@ -504,6 +553,7 @@ impl Pair {
             }
         }
         self.changed();
+        true
     }
 
     // ---- helper and role ---------------------------------------------------------------------
@@ -597,6 +647,7 @@ impl Pair {
         }
         let volume = &mut self.sides[n].volumes[v];
         (volume.disk, volume.broken) = (Disk::Failed, true);
+        volume.exposed = volume.uuid;
         (volume.target, volume.source) = (false, false);
         let used = self.sides.iter().any(|s| s.primary);
         let uuid = self.fresh();
@@ -605,7 +656,9 @@ impl Pair {
         if session {
             if used && other.disk == Disk::UpToDate {
                 other.new_generation(uuid);
+                self.sides[n].volumes[v].exposed = uuid;
             }
+            let other = &mut self.sides[1 - n].volumes[v];
             (other.target, other.source) = (false, false);
         }
         self.changed();
@@ -664,6 +717,13 @@ impl Pair {
         side.volumes.iter_mut().for_each(Volume::attach);
         self.changed();
         self.out.push(Out::MayConnect);
+    }
+
+    /// Both replicas are connected and complete.
+    #[must_use]
+    pub fn redundant(&self) -> bool {
+        let complete = |s: &Side| s.volumes.iter().all(|v| v.disk == Disk::UpToDate);
+        self.in_session() && self.sides.iter().all(complete)
     }
 
     /// What the node's metadata would make of its disks at an attach; a running disk is what it is.

@@ -9,7 +9,7 @@ use nasd::core::right::Grant;
 use super::coordinator::{Answer, Ask};
 use super::gate::Deadline;
 use super::net::Message;
-use super::node::{Process, Waiting};
+use super::node::Waiting;
 use super::{Do, MS, S, World, micros, timing};
 use crate::hole::Planted;
 
@@ -119,10 +119,7 @@ impl World {
                 }
                 Some(Waiting::Seek { run }) => {
                     let peer = 1 - n;
-                    let there = self.coordinator.answers(peer)
-                        && self.nodes[peer].up
-                        && self.nodes[peer].nasd.process == Process::Running
-                        && !self.blocked_on_volume(peer);
+                    let there = self.coordinator.answers(peer) && self.nasd_runs(peer);
                     if there {
                         self.feed(n, Event::Sought { run, sign: Sign::Alive });
                     } else {
@@ -260,6 +257,10 @@ impl World {
             }
             Chore::Outdate if self.pair.outdate(n) => Ok(()),
             Chore::Outdate => Err("refused".to_owned()),
+            Chore::DropPeer => {
+                self.pair.disconnect_forced(n);
+                Ok(())
+            }
             Chore::Retrigger => {
                 self.pair.disconnect_forced(n);
                 self.pair.connect(n);

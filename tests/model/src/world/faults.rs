@@ -6,7 +6,7 @@ use nasd::core::machine::Event;
 
 use super::data::VOLUMES;
 use super::node::Process;
-use super::{MS, S, World};
+use super::{MS, World};
 use crate::schedule::Fault;
 
 impl World {
@@ -24,15 +24,15 @@ impl World {
             Fault::Coordinator(up) => self.coordinator.up = up,
             Fault::Sticky(on) => self.coordinator.sticky = on,
             Fault::BackUp => self.coordinator.back_up(),
-            Fault::Restore => {
-                self.coordinator.restore();
-                self.watch.record_changed = true;
-            }
-            Fault::DiskFails(n, v) => self.pair.disk_fails(n, v),
+            Fault::Restore => self.restore(),
+            Fault::DiskFails(n, v) => self.disk_fails(n, v),
             Fault::Slow(n, percent) => self.weather.slow[n] = percent,
             Fault::Failing(n, percent) => self.weather.failing[n] = percent,
+            Fault::LateAnswers(n, percent) => self.weather.late_answers[n] = percent,
+            Fault::NoMount(n, on) => self.weather.no_mount[n] = on.then_some(self.now),
             Fault::HelperBroken(n, on) => self.weather.helper_broken[n] = on,
             Fault::HelperLate(n, by) => self.weather.helper_late[n] = by,
+            Fault::Disconnect(n) if self.nodes[n].promoting.is_some() => {} // the kernel is busy
             Fault::Disconnect(n) => {
                 self.pair.disconnect_gracefully(n);
             }
@@ -41,6 +41,25 @@ impl World {
             Fault::Mend => self.mend(),
         }
         self.watch.data_changed = true;
+    }
+
+    /// Only a redundant pair loses a disk: the last good replica's loss is beyond the promise.
+    fn disk_fails(&mut self, n: usize, v: usize) {
+        let both = self.coordinator.record().is_some_and(|r| r.current.len() == 2);
+        if both && self.pair.redundant() {
+            self.pair.disk_fails(n, v);
+        }
+    }
+
+    /// Somebody restores the coordinator's backup. A node that was cut off since before the backup
+    /// cannot know better; the limit is stated to the operator, so it is not asked for here.
+    fn restore(&mut self) {
+        let epoch = |v: &Option<nasd::core::machine::Versioned>| v.as_ref().map(|v| v.record.epoch);
+        let newest = epoch(&self.coordinator.stored);
+        if self.nodes.iter().all(|node| epoch(&node.last_seen) == newest) {
+            self.coordinator.restore();
+            self.watch.record_changed = true;
+        }
     }
 
     fn health(&mut self, n: usize, unfit: bool) {
@@ -70,10 +89,6 @@ impl World {
         for n in 0..2 {
             for v in 0..VOLUMES {
                 self.pair.attach(n, v);
-            }
-            if let Process::Stopped(until) = self.nodes[n].nasd.process {
-                let soon = until.min(self.now + S);
-                self.nodes[n].nasd.process = Process::Stopped(soon);
             }
             self.health(n, false);
         }

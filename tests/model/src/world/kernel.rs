@@ -6,8 +6,10 @@ use nasd::core::machine::Event;
 use nasd::core::record::{NodeName, Record};
 
 use super::drbd::{Conn, Out};
-use super::node::Process;
 use super::{Happening, InKernel, MS, S, World};
+
+/// How long the helper waits for a yes (`nasd-fence-peer`).
+const HELPER: super::Time = 300 * S;
 
 /// I8: this node has the authority, and the peer is out of the current set (the drive's rule).
 fn excludes(record: &Record, me: &NodeName, peer: &NodeName) -> bool {
@@ -44,20 +46,22 @@ impl World {
         } else {
             let delay = self.delay(5 * MS, 50 * MS);
             self.kernel_later(n, delay, InKernel::HelperAsks { number });
+            self.kernel_later(n, HELPER, InKernel::HelperEnds { number, yes: false });
         }
     }
 
     /// It asks until nasd shows a record that excludes the peer.
     fn helper_asks(&mut self, n: usize, number: u64) {
-        if self.nodes[n].helper.is_none_or(|(running, _)| running != number) {
+        let Some((_, connects)) = self.nodes[n].helper.filter(|(running, _)| *running == number)
+        else {
             return;
-        }
+        };
         let nasd = &self.nodes[n].nasd;
-        let answers = nasd.process == Process::Running && !self.blocked_on_volume(n);
+        let answers = self.nasd_runs(n);
         let (me, peer) = (&self.nodes[n].name, &self.nodes[1 - n].name);
         let record = nasd.machine.record().filter(|_| answers && nasd.machine.is_settled());
         if record.is_some_and(|r| excludes(r, me, peer)) {
-            crate::properties::helper_says_yes(self, n);
+            crate::properties::helper_says_yes(self, n, connects);
             let late = self.weather.helper_late[n];
             let delay = self.delay(5 * MS, 40 * MS) + late;
             self.kernel_later(n, delay, InKernel::HelperEnds { number, yes: true });

@@ -146,8 +146,7 @@ impl World {
     /// An upgrade: a long right first, then nasd ends (S9).
     pub(super) fn begin_upgrade(&mut self, n: usize) {
         let life = timing().long_ttl;
-        let node = &self.nodes[n];
-        if node.nasd.process != Process::Running {
+        if !self.nasd_runs(n) {
             return;
         }
         self.note(n, || "nasd is asked to end (upgrade)".into());

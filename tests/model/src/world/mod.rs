@@ -188,6 +188,10 @@ pub struct Weather {
     pub slow: [u64; 2],
     /// Percent of a node's steps that are refused.
     pub failing: [u64; 2],
+    /// Percent of a node's steps that take effect in time and are answered late.
+    pub late_answers: [u64; 2],
+    /// Since when a node cannot mount: its mount point is taken.
+    pub no_mount: [Option<Time>; 2],
     /// A node's helper exits 1 at once.
     pub helper_broken: [bool; 2],
     /// A node's helper takes that long to tell its verdict, µs.
@@ -384,7 +388,11 @@ impl World {
                 self.meeting = false;
                 self.pair.meet();
             }
-            Happening::Resynced(session) => self.pair.resynced(session),
+            Happening::Resynced(session) => {
+                if !self.pair.resynced(session) {
+                    self.later(S, Happening::Resynced(session));
+                }
+            }
             Happening::Arrive(from, message) => self.arrive(from, message),
             Happening::AtCoordinator { n, life, ask, what } => {
                 self.at_coordinator(n, life, ask, *what);
@@ -403,10 +411,27 @@ impl World {
         let until = match node.nasd.process {
             Process::Dead => return,
             Process::Stopped(until) if until > self.now => until,
-            _ if self.blocked_on_volume(n) => self.now + 50 * MS,
-            _ => return self.do_it(n, what),
+            Process::Stopped(_) => {
+                self.nodes[n].nasd.process = Process::Running;
+                self.note(n, || "nasd goes on".into());
+                return self.in_nasd(n, life, what);
+            }
+            Process::Running if self.blocked_on_volume(n) => self.now + 50 * MS,
+            Process::Running => return self.do_it(n, what),
         };
         self.at(until, Happening::Nasd(n, life, what));
+    }
+
+    /// nasd on that node runs and is not stopped.
+    #[must_use]
+    pub fn nasd_runs(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let runs = match node.nasd.process {
+            Process::Running => true,
+            Process::Stopped(until) => until <= self.now,
+            Process::Dead => false,
+        };
+        node.up && runs && !self.blocked_on_volume(n)
     }
 
     /// Hole H7: a thread of nasd sits on the frozen volume, and the process with it.

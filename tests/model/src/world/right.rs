@@ -15,7 +15,7 @@ use super::coordinator::Ask;
 use super::gate::{Deadline, Right, Wish};
 use super::net::Message;
 use super::node::Waiting;
-use super::{Do, Happening, InKernel, MS, Time, World, duration, micros, timing};
+use super::{Do, Happening, MS, Time, World, duration, micros, timing};
 use crate::hole::Planted;
 
 impl World {
@@ -141,7 +141,7 @@ impl World {
             (_, Some(life)) => Some(micros(life)),
         };
         let deadline = life.map_or(Deadline::Never, |life| Deadline::At(requested + life));
-        let delay = self.delay(20, 500);
+        let delay = self.delay(20, 3 * MS);
         self.nasd_later(n, delay, Do::Refresh(Right { epoch, deadline, life }));
     }
 
@@ -239,11 +239,5 @@ impl World {
         if self.net.open[from] && self.nodes[1 - from].up {
             self.nasd_later(1 - from, 0, Do::Hear(message));
         }
-    }
-
-    /// Used by faults: the kernel of that node does something after a while.
-    pub(super) fn kernel_soon(&mut self, n: usize, what: InKernel) {
-        let delay = self.delay(MS, 20 * MS);
-        self.kernel_later(n, delay, what);
     }
 }

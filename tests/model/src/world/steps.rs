@@ -9,7 +9,7 @@ use nasd::core::step::{DRAIN, Proof, Step, StepError};
 use super::data::Marker;
 use super::drbd::{Conn, Disk, Promotion};
 use super::node::Server;
-use super::{Do, GRACE, InKernel, MS, S, Time, World, micros};
+use super::{Do, GRACE, InKernel, MS, Time, World, micros};
 use crate::hole::Planted;
 
 type StepResult = Result<Option<u64>, StepError>;
@@ -111,8 +111,10 @@ impl World {
         step: Step,
         context: StepContext,
     ) {
-        if needs_io(step) && self.nodes[n].mounted | (step == Step::Mount) && self.pair.sides[n].frozen
-        {
+        let uses = self.nodes[n].mounted || step == Step::Mount;
+        let io = self.pair.completes_writes(n) && self.pair.has_data(n); // else suspend-io
+        let stuck = self.pair.sides[n].primary && !io;
+        if needs_io(step) && uses && stuck {
             self.kernel_later(n, 50 * MS, InKernel::Step { life, run, step, context });
             return;
         }
@@ -126,7 +128,13 @@ impl World {
         let result = self.perform(n, step, &context);
         let text = result.as_ref().err().map(ToString::to_string);
         self.note(n, || format!("  * {step}{}", text.map(|t| format!(": {t}")).unwrap_or_default()));
-        self.ran(n, life, run, result);
+        if !self.calm && self.random.percent(self.weather.late_answers[n]) {
+            let late = self.random.between(0, 2 * micros(step.deadline()));
+            let event = nasd::core::machine::Event::Ran { run, result };
+            self.later(late, super::Happening::Nasd(n, life, Do::Feed(Box::new(event))));
+        } else {
+            self.ran(n, life, run, result);
+        }
     }
 
     fn perform(&mut self, n: usize, step: Step, context: &StepContext) -> StepResult {
@@ -152,12 +160,15 @@ impl World {
                 if !self.pair.sides[n].primary {
                     return Err(refused(step, "not Primary"));
                 }
+                if self.weather.no_mount[n].is_some() && !self.nodes[n].mounted {
+                    return Err(refused(step, "the mount point is taken"));
+                }
                 self.nodes[n].mounted = true;
             }
             Step::Marker => return self.mark_opening(n, context),
             Step::StartThreads => self.start_threads(n)?,
             Step::TakeReady => {
-                if self.nodes[n].mounted {
+                if self.nodes[n].mounted || self.weather.no_mount[n].is_some() {
                     return Err(refused(step, "the mount point is taken"));
                 }
             }
@@ -271,11 +282,5 @@ impl World {
                 self.start_helper(n);
             }
         }
-    }
-
-    /// Slow steps show up in a test's bound, not in a property.
-    #[must_use]
-    pub fn longest_step() -> Time {
-        10 * S
     }
 }

@@ -43,6 +43,19 @@ fn s4_the_gate_of_a_taker_opens_after_every_grant_has_ended() {
 }
 
 #[test]
+fn s4_a_restarted_standby_waits_for_what_it_may_have_granted_and_no_longer() {
+    let mut world = World::new();
+    let endless = PeerBeat { gate: GateReport::Open { left: None }, ..world.beat(0) };
+    world.restart(1);
+    world.feed(1, Event::Peer(endless));
+    assert_eq!(world.machines[1].granted_until, None, "a sole-current owner's right says nothing");
+    let ending = world.beat(0);
+    let now = world.now;
+    world.feed(1, Event::Peer(ending));
+    assert_eq!(world.machines[1].granted_until, Some(now + timing().ttl * 2));
+}
+
+#[test]
 fn a_returning_owner_becomes_standby_and_current_again() {
     let mut world = World::new();
     world.power_cut(0);

@@ -22,6 +22,63 @@ fn is_bad(finding: &Finding) -> bool {
     matches!(finding, Finding::Bad { .. })
 }
 
+fn service() -> ServiceConfig {
+    let text = r#"[cluster]
+name = "t"
+coordinator = { file = { path = "/tmp/t.json" } }
+[[node]]
+name = "nas1"
+address = "127.0.0.1:7410"
+[[node]]
+name = "nas2"
+address = "127.0.0.1:7411"
+[peer]
+ca = "/ca"
+cert = "/cert"
+key = "/key"
+[[service]]
+name = "vms"
+drbd = "r0"
+interface = "eth0"
+addresses = ["10.77.0.101/24", "fd77::101/64"]
+gateway = "10.77.0.1"
+gateway6 = "fe80::1"
+  [[service.filesystem]]
+  volume = 0
+  fstype = "ext4"
+  export = "/vms"
+  clients = ["*"]
+"#;
+    crate::config::Config::parse("t", text).unwrap().services.remove(0)
+}
+
+#[test]
+fn neighbours_of_the_services_own_networks_are_asked() {
+    let clients = ["10.77.0.12", "10.77.0.11", "192.0.2.7", "fd77::12", "127.0.0.1", "10.77.0.101"];
+    let pairs = to_ask(&service(), &clients.map(ip), 0);
+    let (four, six) = (ip("10.77.0.101"), ip("fd77::101"));
+    let wanted = [
+        (four, ip("10.77.0.1")),
+        (six, ip("fe80::1")),
+        (four, ip("10.77.0.11")),
+        (four, ip("10.77.0.12")),
+        (six, ip("fd77::12")),
+    ];
+    assert_eq!(pairs, wanted);
+}
+
+#[test]
+fn many_clients_are_asked_in_turn() {
+    let clients: Vec<_> = (11..41).map(|n| ip(&format!("10.77.0.{n}"))).collect();
+    let mut seen = BTreeSet::new();
+    for round in 0..10 {
+        let pairs = to_ask(&service(), &clients, round);
+        assert_eq!(pairs.len(), ASKED);
+        seen.extend(pairs.into_iter().map(|(_, to)| to));
+    }
+    assert_eq!(seen.len(), clients.len() + 2);
+}
+
 #[test]
 fn a_lost_wire_is_told_from_an_unknown_one() {
     let missing = NetError::InterfaceMissing { namespace: "host".into(), interface: "eth1".into() };
