@@ -134,7 +134,12 @@ impl Announcer {
     }
 }
 
-pub(crate) fn refused(namespace: String, action: &'static str, object: String, source: io::Error) -> NetError {
+pub(crate) fn refused(
+    namespace: String,
+    action: &'static str,
+    object: String,
+    source: io::Error,
+) -> NetError {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             NetError::NotPermitted { namespace, action, needs: "CAP_NET_RAW" }

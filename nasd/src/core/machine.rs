@@ -100,6 +100,8 @@ pub struct Machine {
     marked: bool,
     /// The other node is preferred: move there when all has been well for so long.
     failback: Option<Duration>,
+    /// The peer's power can be cut by a fence agent.
+    can_fence: bool,
 }
 
 /// Chores and searches: at most one of each.
@@ -114,6 +116,7 @@ struct Side {
     seek_not_before: Now,
     wake: Option<Now>,
     fenced: bool,
+    power_fence: Option<RunId>,
 }
 
 /// Automatic moves for this node's health: never flap.
@@ -180,6 +183,7 @@ impl Machine {
             since: Since::default(),
             marked: false,
             failback: None,
+            can_fence: false,
         }
     }
 
@@ -188,6 +192,13 @@ impl Machine {
     #[must_use]
     pub fn with_failback(mut self, after: Duration) -> Self {
         self.failback = Some(after);
+        self
+    }
+
+    /// A fence agent for the other node is configured: a taker asks it, after its compare-and-set.
+    #[must_use]
+    pub fn with_power_fence(mut self) -> Self {
+        self.can_fence = true;
         self
     }
 
@@ -237,11 +248,13 @@ impl Machine {
     /// Whether this node alone is current, so that its right needs no renewal (S4).
     #[must_use]
     pub fn sole_current(&self) -> bool {
+        !self.holes.has(Hole::H5) && self.is_alone()
+    }
+
+    fn is_alone(&self) -> bool {
         let widening = matches!(&self.pending,
             Some(Pending { job: Job::Cas(next), .. }) if next.current.len() > 1);
-        let settled = self.is_settled();
-        let expires = self.holes.has(Hole::H5);
-        !widening && settled && !expires && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
+        !widening && self.is_settled() && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
     }
 
     /// The answer to the other node's request for its right of that life: yes only while this node
@@ -333,6 +346,7 @@ impl Machine {
             Event::Peer(beat) => self.hear(now, beat),
             Event::Sought { run, sign } => self.sought(now, run, sign),
             Event::ChoreDone { run, result } => self.chore_done(now, run, result),
+            Event::PowerFenced { run, confirmed } => self.power_fenced(now, run, confirmed),
             Event::Health(unfit) => self.unfit = unfit,
             Event::TakeOver { reason } => {
                 self.asked = Some(reason);

@@ -37,6 +37,8 @@ const OPTIONS_FRESH: Duration = Duration::from_secs(12);
 const TELL_CONNECTIONS: Duration = Duration::from_secs(1);
 /// How often the service's task is asked whether it still answers.
 const TASK: Duration = Duration::from_secs(1);
+/// So many questions in a row without an answer are a task that hangs.
+const HANGS_AFTER: u32 = 3;
 /// Reads of the record for the right that may be under way: one that hangs must not be the only one.
 const READS: usize = 3;
 
@@ -59,8 +61,10 @@ struct Facts {
     told: Option<(Instant, Vec<Endpoint>)>,
     /// The drive's verdict on this node's health.
     health: Option<String>,
-    /// The service's task does not answer.
+    /// The service's task has not answered several times in a row.
     hangs: bool,
+    /// The peer's configuration is another one.
+    differs: bool,
 }
 
 impl Default for Beats {
@@ -100,7 +104,18 @@ impl Beats {
         Some(facts.connections.clone())
     }
 
-    /// Why this node could not serve, were it asked to.
+    /// Another configuration on the peer is told once per change; a move's pre-flight refuses it.
+    fn compare_digest(&self, theirs: &str, mine: &str) {
+        let mut facts = lock(&self.facts);
+        let differs = theirs != mine;
+        if differs && !facts.differs {
+            tracing::warn!("the peer's configuration is another one; copy nasd.toml to both nodes");
+        }
+        facts.differs = differs;
+    }
+
+    /// Why this node could not serve, were it asked to: its health. The state of its data is DRBD's and
+    /// the record's to tell; a node that waits for its resynchronisation is as fit as any.
     fn unfit(&self) -> Option<String> {
         let facts = lock(&self.facts);
         let hangs = || facts.hangs.then(|| "its nasd's task for the service hangs".to_owned());
@@ -166,7 +181,8 @@ impl Hands {
         if told.gate_open && !told.connections.is_empty() && !self.serves() {
             self.remember_clients(&told.connections);
         }
-        let event = Event::Peer(beat::heard(told, &self.config_digest));
+        self.beats.compare_digest(&told.config_digest, &self.config_digest);
+        let event = Event::Peer(beat::heard(told));
         if handle.try_send(Command::Event(event)).is_err() {
             tracing::warn!(
                 service = self.service.name,
@@ -358,12 +374,15 @@ fn endpoint(connection: &nasd_net::sockets::Connection) -> Endpoint {
 /// A task that has ended comes back only with nasd (S9): beats without one would tell the peer that all
 /// is well.
 async fn observe_task(hands: Arc<Hands>, handle: Handle) {
+    let mut silent = 0_u32;
     loop {
         if handle.is_closed() {
             tracing::error!(service = hands.service.name, "its task has ended; nasd starts anew");
             std::process::exit(1);
         }
-        let hangs = ask(&handle, Command::CheckTarget).await.is_none();
+        let answered = ask(&handle, Command::CheckTarget).await.is_some();
+        silent = if answered { 0 } else { silent.saturating_add(1) };
+        let hangs = silent >= HANGS_AFTER;
         let before = std::mem::replace(&mut lock(&hands.beats.facts).hangs, hangs);
         if hangs && !before {
             tracing::error!(service = hands.service.name, "the service's task does not answer");

@@ -61,8 +61,8 @@ async fn connect(hands: &Hands) -> Result<(), String> {
 async fn retrigger(hands: &Hands) -> Result<(), String> {
     let drbd = Arc::clone(&hands.drbd);
     match on_thread(move || drbd.retrigger(KERNEL)).await? {
-        Ok(true) => Ok(()),
-        Ok(false) => Err("nothing is frozen here, or the peer is connected".into()),
+        // Not frozen any more, or connected: there is nothing left to ask for.
+        Ok(_) => Ok(()),
         Err(error) => or_drbdadm(hands, Err(error)).await,
     }
 }
@@ -76,7 +76,7 @@ async fn or_drbdadm(hands: &Hands, tried: Result<(), ConnectionError>) -> Result
         error,
         ConnectionError::Forgotten(_) | ConnectionError::Command(CommandError::Refused { .. })
     );
-    if !only_files_know {
+    if !only_files_know || hands.drbd.is_busy() {
         return Err(error.to_string());
     }
     let resource = &hands.service.drbd;

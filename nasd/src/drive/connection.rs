@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nasd_drbd::{
-    CommandError, CommandResult, ConnKey, ConnState, ConnectSpec, Device, DiskState,
+    CommandError, CommandResult, ConnKey, ConnState, ConnectSpec, Connection, Device, DiskState,
     ResourceStatus, Role,
 };
 use thiserror::Error;
@@ -200,15 +200,30 @@ pub(super) fn retrigger(line: &impl Line, limit: Duration) -> Result<bool, Conne
         return Ok(false);
     }
     if status.is_stand_alone() {
-        // Without a receiver there is none that could end.
+        // Without a receiver there is none that could end, and a failed handshake leaves none.
         connect(line, left(until))?;
-        status = line.look()?;
+        status = receiving(line, until)?;
     }
     if awaits_fencing(&status) {
         cut(line, &status, until)?;
     }
     connect(line, left(until))?;
     Ok(true)
+}
+
+/// Waits, a moment at most, until the receiver works: the kernel's worker starts it after the connect
+/// was answered, and one that is cut before it runs ends without a word.
+fn receiving(line: &impl Line, until: Instant) -> Result<ResourceStatus, ConnectionError> {
+    let until = until.min(Instant::now() + SETTLE);
+    loop {
+        let status = line.look()?;
+        let starting =
+            |c: &Connection| matches!(c.state, ConnState::Unconnected | ConnState::StandAlone);
+        if !status.connections.iter().all(starting) || Instant::now() + LOOK >= until {
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// A frozen Primary that has nobody to talk to. One that is just connecting goes on by itself.

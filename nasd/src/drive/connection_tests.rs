@@ -1,9 +1,9 @@
 //! The order of the connection's commands against a scripted kernel, and the evidence after them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 
-use nasd_drbd::{Abi, Connection, Outcome, PeerDevice, Refusal, ReplState, ReturnCode, Suspended};
+use nasd_drbd::{Abi, Outcome, PeerDevice, Refusal, ReplState, ReturnCode, Suspended};
 
 use super::*;
 
@@ -72,6 +72,8 @@ struct Kernel {
     refusals: RefCell<VecDeque<CommandError>>,
     /// A disconnect is answered, and has no effect.
     deaf: bool,
+    /// Looks after a connect until its receiver runs.
+    starting: Cell<u32>,
 }
 
 impl Kernel {
@@ -82,6 +84,7 @@ impl Kernel {
             known: vec![ConnectSpec::V9 { peer_node_id: 1 }],
             refusals: RefCell::default(),
             deaf: false,
+            starting: Cell::new(0),
         }
     }
 
@@ -104,7 +107,13 @@ impl Line for Kernel {
     }
 
     fn look(&self) -> Result<ResourceStatus, DrbdError> {
-        Ok(self.now.borrow().clone())
+        let mut now = self.now.borrow().clone();
+        let connecting = now.connections.first().is_some_and(|c| c.state == ConnState::Connecting);
+        if connecting && self.starting.get() > 0 {
+            self.starting.set(self.starting.get() - 1);
+            now.connections[0].state = ConnState::Unconnected;
+        }
+        Ok(now)
     }
 
     fn known(&self) -> Vec<ConnectSpec> {
@@ -112,6 +121,7 @@ impl Line for Kernel {
     }
 
     fn disconnect(&self, _: ConnKey, _: Duration) -> CommandResult {
+        assert_eq!(self.starting.get(), 0, "no receiver would end");
         let done = self.obey("disconnect")?;
         if !self.deaf {
             self.now.borrow_mut().connections.clear();
@@ -222,6 +232,7 @@ fn h2_a_frozen_primary_is_cut_and_connected_again() {
     assert_eq!(waiting.asked(), ["disconnect", "connect"]);
     // The kernel runs its helper when a receiver ends: there must be one.
     let alone = Kernel::new(frozen(None));
+    alone.starting.set(4);
     assert!(retrigger(&alone, LIMIT).unwrap());
     assert_eq!(alone.asked(), ["connect", "disconnect", "connect"]);
 }

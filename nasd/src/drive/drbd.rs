@@ -196,6 +196,13 @@ impl Resource {
         connection::retrigger(self, limit)
     }
 
+    /// A command of this resource runs, perhaps one that nobody waits for any more: `drbdadm` must not
+    /// be started beside it, it would hold up the whole node's netlink (H12).
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.queue.running().is_some()
+    }
+
     /// Marks this node's disks outdated (S2).
     ///
     /// # Errors

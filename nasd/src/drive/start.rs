@@ -240,6 +240,8 @@ async fn start_service(
     let right = &config.right;
     let timing = Timing::new(right.ttl, right.heartbeat, right.valid_lft);
     let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds, timing);
+    let machine =
+        if common.peer.fence.is_some() { machine.with_power_fence() } else { machine };
     let home = service.preferred.as_ref() == Some(&common.peer.name);
     let machine = match service.failback_after.filter(|_| home) {
         Some(after) => machine.with_failback(after),

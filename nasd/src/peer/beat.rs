@@ -64,9 +64,9 @@ impl Ear {
     }
 }
 
-/// A beat in the core's words. `digest`: this node's own configuration.
+/// A beat in the core's words.
 #[must_use]
-pub fn heard(beat: &ServiceBeat, digest: &str) -> PeerBeat {
+pub fn heard(beat: &ServiceBeat) -> PeerBeat {
     PeerBeat {
         epoch: beat.epoch,
         gate: gate(beat),
@@ -78,7 +78,7 @@ pub fn heard(beat: &ServiceBeat, digest: &str) -> PeerBeat {
         frozen: beat.frozen,
         violations: beat.attested.then(|| beat.drbd_violations.clone()),
         coordinator: beat.coordinator,
-        unfit: unfit(beat, digest),
+        unfit: (!beat.unfit.is_empty()).then(|| beat.unfit.clone()),
     }
 }
 
@@ -91,15 +91,6 @@ fn gate(beat: &ServiceBeat) -> GateReport {
             GateReport::Open { left: left.map(Duration::from_millis) }
         }
     }
-}
-
-fn unfit(beat: &ServiceBeat, digest: &str) -> Option<String> {
-    if !beat.unfit.is_empty() {
-        return Some(beat.unfit.clone());
-    }
-    (beat.config_digest != digest).then(|| {
-        "its configuration is not this node's; copy nasd.toml to both and restart nasd".to_owned()
-    })
 }
 
 /// DRBD's role on the wire.
@@ -148,7 +139,6 @@ mod tests {
             gate_open: true,
             gate_left_ms: 700,
             attested: true,
-            config_digest: "d".into(),
             wants_right: true,
             ttl_ms: 1500,
             ..ServiceBeat::default()
@@ -157,18 +147,19 @@ mod tests {
 
     #[test]
     fn s12_what_a_beat_does_not_say_is_unknown() {
-        let nothing = heard(&ServiceBeat::default(), "");
+        let nothing = heard(&ServiceBeat::default());
         assert_eq!(nothing, PeerBeat::default());
-        let told = heard(&beat(), "d");
+        let told = heard(&beat());
         let left = Some(Duration::from_millis(700));
         assert_eq!(told.gate, GateReport::Open { left });
         assert_eq!(told.violations, Some(Vec::new()));
         assert_eq!(told.unfit, None);
-        assert!(heard(&beat(), "other").unfit.is_some());
+        let ill = ServiceBeat { unfit: "disk hangs".into(), ..beat() };
+        assert_eq!(heard(&ill).unfit.as_deref(), Some("disk hangs"));
         let endless = ServiceBeat { gate_left_ms: ENDLESS, ..beat() };
-        assert_eq!(heard(&endless, "d").gate, GateReport::Open { left: None });
+        assert_eq!(heard(&endless).gate, GateReport::Open { left: None });
         let unread = ServiceBeat { gate_enforced: false, ..beat() };
-        assert_eq!(heard(&unread, "d").gate, GateReport::Unknown);
+        assert_eq!(heard(&unread).gate, GateReport::Unknown);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! random, the exhaustive search ([`explore`]) is short and complete. Holes ([`hole`]) that are put
 //! back must be found.
 
+pub mod explore;
 pub mod hole;
 pub mod properties;
 pub mod random;

@@ -1,14 +1,19 @@
-//! `run --seeds N [--from N] [--hole ID]` searches, `replay SEED [--hole ID]` tells the story of one.
+//! The command line of the model.
+//!
+//! `run --seeds N [--from N] [--hole ID]` searches, `replay SEED [--hole ID]` tells the story of one,
+//! `explore [--two] [--hole ID]` takes every way through a planned move.
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use model::explore::{self, Bound};
 use model::hole::Planted;
 use model::schedule::Bench;
 use model::trace::Trace;
 
 const USAGE: &str = "usage: model run [--seeds N] [--from N] [--hole ID]
-       model replay SEED [--hole ID]";
+       model replay SEED [--hole ID]
+       model explore [--two] [--hole ID]";
 
 #[derive(Debug, Default)]
 struct Options {
@@ -49,6 +54,8 @@ fn main() -> ExitCode {
             Ok(seed) => replay(seed, options.hole),
             Err(error) => fail(&error),
         },
+        ["explore"] => explore_move(&Bound::one(), options.hole),
+        ["explore", "--two"] => explore_move(&Bound::two(), options.hole),
         _ => fail("what shall be done?"),
     }
 }
@@ -91,4 +98,18 @@ fn replay(seed: u64, hole: Option<Planted>) -> ExitCode {
         }
         None => ExitCode::SUCCESS,
     }
+}
+
+fn explore_move(bound: &Bound, hole: Option<Planted>) -> ExitCode {
+    let bench = Bench::new(hole);
+    let steady = bench.steady();
+    let found = explore::planned_move(steady, bound);
+    println!(
+        "{} schedules, {} states branched, {} met again",
+        found.schedules, found.states, found.known
+    );
+    let Some((violation, way)) = found.violation else { return ExitCode::SUCCESS };
+    print!("{}", explore::story(steady, bound, &way));
+    println!("{}: {}\n{way:?}", violation.property, violation.text);
+    ExitCode::FAILURE
 }

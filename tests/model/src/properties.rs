@@ -157,7 +157,10 @@ fn process_runs(world: &World, n: usize) -> bool {
 /// I14: a freeze ends while somebody can end it.
 fn freeze_ends(world: &mut World, n: usize) {
     let side = &world.pair.sides[n];
-    let by_peer = world.net.both_ways()
+    let owner = world.coordinator.record().and_then(|r| r.authority());
+    let by_peer = owner.is_some_and(|o| o.0 == name_of(n)) // a former owner may stay frozen, unheard
+        && world.nodes[n].nasd.machine.record().is_some() // writes are relayed, reads are not
+        && world.net.both_ways()
         && process_runs(world, 1 - n)
         && !world.blocked_on_volume(1 - n)
         && world.coordinator.answers(1 - n);
@@ -357,6 +360,15 @@ pub fn self_fenced(world: &mut World, n: usize) {
     if !others {
         world.violate("I18 fenced after the record", || {
             format!("{} stops itself and the record is not the other one's", name_of(n))
+        });
+    }
+}
+
+/// A node asks for the other one's power to be cut (H14).
+pub fn power_fenced(world: &mut World, n: usize) {
+    if !excluded(world, n) {
+        world.violate("I18 fenced after the record", || {
+            format!("{} cuts the power of a node that the record has not let go", name_of(n))
         });
     }
 }

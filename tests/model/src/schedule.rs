@@ -34,6 +34,10 @@ pub enum Fault {
     Coordinator(bool),
     /// Compare-and-sets land late, answers are lost.
     Sticky(bool),
+    /// The next compare-and-set takes effect, and its answer is lost.
+    LoseAnswer,
+    /// The next compare-and-set lands after its asker has given up.
+    LandLate,
     /// A backup of the coordinator is taken.
     BackUp,
     /// It is restored.
@@ -84,31 +88,36 @@ pub struct Report {
     pub acked: u32,
 }
 
-/// A world in which A serves and both nodes are current, to start from.
+/// Worlds in which A serves and both nodes are current, to start from.
 #[derive(Debug, Clone)]
 pub struct Bench {
-    steady: World,
+    plain: World,
+    fence: World,
 }
 
 impl Bench {
     /// Founds the service. With a hole the founding must succeed all the same.
     #[must_use]
     pub fn new(planted: Option<Planted>) -> Self {
-        let mut steady = World::new(planted);
-        steady.run_until(4 * S);
-        Self { steady }
+        let steady = |fence| {
+            let mut world = World::new(planted, fence);
+            world.run_until(4 * S);
+            world
+        };
+        Self { plain: steady(false), fence: steady(true) }
     }
 
-    /// The world to start from.
+    /// The world to start from, without fence agents.
     #[must_use]
     pub fn steady(&self) -> &World {
-        &self.steady
+        &self.plain
     }
 
-    /// Runs one seed.
+    /// Runs one seed; every fourth has fence agents.
     #[must_use]
     pub fn run(&self, seed: u64, trace: Trace) -> Report {
-        let mut world = self.steady.clone();
+        let steady = if seed % 4 == 3 { &self.fence } else { &self.plain };
+        let mut world = steady.clone();
         world.trace = trace;
         world.calm = false;
         let mut random = Random::new(seed);
@@ -132,12 +141,26 @@ pub fn run(mut world: World, seed: u64, faults: &[(Time, Fault)]) -> Report {
     for (at, fault) in faults {
         world.at(start + at, Happening::Fault(*fault));
     }
-    world.at(end, Happening::Fault(Fault::Mend));
     world.run_until(end);
+    mend_and_wait(&mut world);
+    Report {
+        seed,
+        violation: world.violation.clone(),
+        steps: world.steps,
+        settled_after: world.now - end,
+        acked: world.clients.acked.iter().map(|w| w.count()).sum(),
+        trace: world.trace,
+    }
+}
+
+/// Repairs everything, and waits until the service is back; a property is violated if it is not.
+pub fn mend_and_wait(world: &mut World) {
+    let end = world.now;
+    world.at(end, Happening::Fault(Fault::Mend));
     let mut missing = Ok(());
     while world.violation.is_none() {
         world.run_until(world.now + 250 * MS);
-        missing = properties::settled(&world);
+        missing = properties::settled(world);
         if missing.is_ok() || world.now > end + BOUND || world.coordinator.restored {
             break;
         }
@@ -146,14 +169,6 @@ pub fn run(mut world: World, seed: u64, faults: &[(Time, Fault)]) -> Report {
         && !world.coordinator.restored
     {
         world.violate(property, || format!("{text}, {} s after the last fault", BOUND / S));
-    }
-    Report {
-        seed,
-        violation: world.violation.clone(),
-        steps: world.steps,
-        settled_after: world.now - end,
-        acked: world.clients.acked.iter().map(|w| w.count()).sum(),
-        trace: world.trace,
     }
 }
 

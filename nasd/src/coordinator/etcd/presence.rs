@@ -4,6 +4,7 @@
 //! Nothing is written while nobody asks. Evidence only: nothing is permitted by it that the record and
 //! the right do not permit (S4), and an answer to an older question is no answer (S12).
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -102,12 +103,12 @@ impl Etcd {
     /// this node look dead.
     pub(super) fn answer_for(&self, me: &str) {
         let answered = Answered::default();
-        for member in &self.members {
+        for (place, member) in self.members.iter().enumerate() {
             let (store, me) = (self.clone(), me.to_owned());
             let (member, answered) = (member.clone(), Arc::clone(&answered));
             tokio::spawn(async move {
                 loop {
-                    if let Err(error) = store.answer_at(&member, &me, &answered).await {
+                    if let Err(error) = store.answer_at(&member, place, &me, &answered).await {
                         tracing::debug!(%error, "a watch for searches broke; it is made anew");
                     }
                     tokio::time::sleep(AGAIN).await;
@@ -116,13 +117,21 @@ impl Etcd {
         }
     }
 
-    async fn answer_at(&self, member: &Client, me: &str, done: &Answered) -> Result<(), Error> {
+    async fn answer_at(
+        &self,
+        member: &Client,
+        place: usize,
+        me: &str,
+        done: &Answered,
+    ) -> Result<(), Error> {
         let mut client = member.watch_client();
         let mut watch = client.watch(self.seek_key(me), Some(WatchOptions::new())).await?;
         while let Some(told) = watch.message().await? {
             for nonce in told.events().iter().filter_map(|e| e.kv()).map(|kv| kv.value().to_vec()) {
                 if is_news(done, &nonce) {
                     tracing::info!("this node is looked for in the coordinator; it answers");
+                    // The member that told us is alive: it takes the answer, without a detour.
+                    self.best.store(place, Ordering::Relaxed);
                     if let Err(error) = self.put(self.answer_key(me), nonce).await {
                         tracing::warn!(%error, "a search for this node was not answered");
                     }

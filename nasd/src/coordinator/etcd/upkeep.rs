@@ -5,6 +5,7 @@
 //! third member, if that one is healthy. Nothing here is a condition of safety.
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,15 +83,16 @@ struct Seen {
 }
 
 impl Etcd {
-    /// Looks for ever. This node's member is asked first from now on: it does not die alone.
+    /// Looks for ever. This node's member is asked first, unless it was found silent since the last look:
+    /// a takeover's first call must not go to a member that died with the owner.
     pub(super) fn look_after(&self, here: IpAddr, nas: Vec<IpAddr>) {
         let store = self.clone();
         tokio::spawn(async move {
             let mut places = store.places().await;
-            if let Some(mine) = places.iter().position(|at| at.contains(&here)) {
-                store.best.store(mine, std::sync::atomic::Ordering::Relaxed);
-            }
             for look in 0_u32.. {
+                if let Some(mine) = places.iter().position(|at| at.contains(&here)) {
+                    store.best.store(mine, Ordering::Relaxed);
+                }
                 // Its end is noted by `ask`; nothing is done with the answer.
                 drop(store.get(format!("{}/reach", store.root)).await);
                 if look % MEMBERS_EVERY == 0 {

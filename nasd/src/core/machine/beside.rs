@@ -91,7 +91,7 @@ impl Machine {
         long && !self.holes.has(Hole::H2)
             && self.drbd.role == Role::Primary
             && record.authority() == Some(&self.me)
-            && self.sole_current()
+            && self.is_alone()
     }
 
     /// H11: a standby whose disk hangs holds every write back, without an error and without end. The

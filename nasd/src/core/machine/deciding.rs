@@ -185,7 +185,7 @@ impl Machine {
             return Some(Proof::Released);
         }
         let taking = matches!(record.phase, Phase::Taking { .. });
-        if !self.sole_current() && !(taking && self.holes.has(Hole::H5)) || !self.whole_alone() {
+        if !self.is_alone() || !self.whole_alone() {
             return None;
         }
         if taking && self.drbd.stand_alone { Some(Proof::Frozen) } else { Some(Proof::SoleCurrent) }

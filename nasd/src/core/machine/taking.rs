@@ -196,13 +196,30 @@ impl Machine {
     }
 
     /// The compare-and-set is confirmed: nobody else may write now. From here on it is an opening.
-    pub(super) fn took(&mut self, now: Now, reason: String) {
+    pub(super) fn took(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.open_not_before = self.wait_out(now);
         self.asked_answer_due = false;
         self.taking = Some(reason);
         self.target_since = None;
         self.not_before = now;
         self.stage = Stage::Waiting;
+        if self.can_fence {
+            let run = self.next_run;
+            self.next_run += 1;
+            self.side.power_fence = Some(run);
+            out.push(Effect::PowerFence { run });
+        }
+    }
+
+    /// `Fenced`: a node without power has no right. A fence that failed, or is late, changes nothing:
+    /// the freeze proves, and the wait goes on.
+    pub(super) fn power_fenced(&mut self, now: Now, run: RunId, confirmed: bool) {
+        if self.side.power_fence == Some(run) {
+            self.side.power_fence = None;
+            if confirmed {
+                self.open_not_before = now;
+            }
+        }
     }
 
     /// The last moment at which a grant by this node's consent may end.

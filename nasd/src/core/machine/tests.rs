@@ -14,7 +14,6 @@ struct Node {
     threads: bool,
     gate: bool,
     stand_alone: bool,
-    released_freeze: bool,
     dead: bool,
     frozen_nasd: bool,
     fenced: bool,
@@ -201,6 +200,10 @@ impl World {
             }
             Effect::MoveEnded(end) => self.ends.push(end),
             Effect::Wake { .. } | Effect::TakeoverEnded(_) => {}
+            Effect::PowerFence { run } => {
+                let confirmed = self.nodes[1 - n].dead;
+                self.feed(n, Event::PowerFenced { run, confirmed });
+            }
             Effect::SelfFence { .. } => self.nodes[n].fenced = true,
             Effect::AskTakeover { reason } => {
                 self.nodes[n].asked.push(reason.clone());

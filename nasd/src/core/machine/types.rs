@@ -187,6 +187,13 @@ pub enum Event {
         /// What came of it, in words if it failed.
         result: Result<(), String>,
     },
+    /// The fence agent ended.
+    PowerFenced {
+        /// Which effect.
+        run: RunId,
+        /// The peer's power is off, read back. Anything else is a no.
+        confirmed: bool,
+    },
     /// This node's ability to serve, judged over time by the drive; `Some`: unfit, and why.
     Health(Option<String>),
     /// Take the service over though the owner is not known to be dead: an operator asks, or the
@@ -276,6 +283,12 @@ pub enum Effect {
     },
     /// Look for the silent peer: ask in the coordinator, and knock at its node.
     Seek {
+        /// Number of the answer.
+        run: RunId,
+    },
+    /// Cut the peer's power by its fence agent: only ever after the compare-and-set that made the
+    /// peer nobody's owner (H14).
+    PowerFence {
         /// Number of the answer.
         run: RunId,
     },

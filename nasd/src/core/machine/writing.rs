@@ -70,7 +70,7 @@ impl Machine {
                 self.not_before = now;
                 self.open_if_proved(now, Why::Rollback(reason), out);
             }
-            Stage::TakingOver { reason, .. } => self.took(now, reason),
+            Stage::TakingOver { reason, .. } => self.took(now, reason, out),
             _ => self.problem = None,
         }
     }

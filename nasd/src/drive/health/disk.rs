@@ -131,8 +131,10 @@ pub fn disk_state(view: &DrbdView, disks: Option<&[(u16, DiskState)]>) -> Findin
     if !view.local_failed || view.resync {
         return Finding::Well;
     }
-    let failed =
-        |d: &DiskState| matches!(d, DiskState::Diskless | DiskState::Failed | DiskState::Detaching);
+    let failed = |d: &DiskState| {
+        use DiskState::{Detaching, Diskless, Failed, Inconsistent};
+        matches!(d, Diskless | Failed | Detaching | Inconsistent)
+    };
     let named = disks.iter().filter(|(_, disk)| failed(disk));
     let named: Vec<_> = named.map(|(v, disk)| format!("volume {v} is {disk:?}")).collect();
     let why = if named.is_empty() { "DRBD reports it failed".into() } else { named.join(", ") };

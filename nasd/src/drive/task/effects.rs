@@ -9,6 +9,7 @@ use super::{Command, ServiceTask};
 use crate::core::machine::{Effect, Event, RunId};
 use crate::core::view::Now;
 use crate::drive::handover::{self, HandOverNews};
+use crate::drive::power_fence::Fenced;
 use crate::drive::{chores, moves, seek, self_fence};
 
 impl ServiceTask {
@@ -86,6 +87,7 @@ impl ServiceTask {
                     drop(tell.send(Command::Event(Event::ChoreDone { run, result })).await);
                 });
             }
+            Effect::PowerFence { run } => self.power_fence(run),
             Effect::SelfFence { reason } => {
                 self.note("self-fence", "done", &reason);
                 self_fence::now(&reason);
@@ -98,6 +100,17 @@ impl ServiceTask {
             Effect::TakeoverEnded(result) => self.takeover_ended(result),
             _ => {}
         }
+    }
+
+    fn power_fence(&self, run: RunId) {
+        self.note("power-fence", "asked", "");
+        let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
+        tokio::spawn(async move {
+            let result = hands.power_fence().await;
+            tracing::warn!(service = hands.service.name, ?result, "power fence");
+            let confirmed = matches!(result, Some(Fenced::Confirmed));
+            drop(tell.send(Command::Event(Event::PowerFenced { run, confirmed })).await);
+        });
     }
 
     fn wake(&self, at: Now) {

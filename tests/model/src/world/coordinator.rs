@@ -38,6 +38,10 @@ pub struct Coordinator {
     pub reach: [bool; 2],
     /// Compare-and-sets may stay under way long after their askers gave up.
     pub sticky: bool,
+    /// The next compare-and-set takes effect, and its answer is lost.
+    pub lose_answer: bool,
+    /// The next compare-and-set lands after its asker has given up.
+    pub land_late: bool,
     /// What is committed.
     pub stored: Option<Versioned>,
     /// All records ever committed, oldest first.
@@ -54,6 +58,8 @@ impl Default for Coordinator {
             up: true,
             reach: [true; 2],
             sticky: false,
+            lose_answer: false,
+            land_late: false,
             stored: None,
             past: Vec::new(),
             revision: 0,

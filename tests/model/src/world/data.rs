@@ -5,16 +5,22 @@
 /// Volumes of the resource.
 pub const VOLUMES: usize = 2;
 /// Writes that one schedule can have.
-pub const WRITES: u32 = 1024;
+pub const WRITES: u32 = 2048;
 
 /// A set of write numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
-pub struct Writes([u64; 16]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Writes([u64; WRITES as usize / 64]);
+
+impl Default for Writes {
+    fn default() -> Self {
+        Self([0; WRITES as usize / 64])
+    }
+}
 
 impl Writes {
-    /// Adds a write.
+    /// Adds a write; its number is below [`WRITES`].
     pub fn add(&mut self, number: u32) {
-        self.0[(number / 64) as usize % 16] |= 1 << (number % 64);
+        self.0[(number / 64) as usize] |= 1 << (number % 64);
     }
 
     /// Adds all of another set.

@@ -10,8 +10,9 @@ use super::coordinator::{Answer, Ask};
 use super::gate::Deadline;
 use super::net::Message;
 use super::node::Waiting;
-use super::{Do, MS, S, World, micros, timing};
+use super::{Do, Happening, MS, S, World, micros, timing};
 use crate::hole::Planted;
+use crate::schedule::Fault;
 
 impl World {
     pub(super) fn execute(&mut self, n: usize, effect: Effect) {
@@ -42,6 +43,7 @@ impl World {
                 self.feed_later(n, delay, Event::Tick);
             }
             Effect::Seek { run } => self.seek(n, run),
+            Effect::PowerFence { run } => self.power_fence(n, run),
             Effect::Chore { run, chore } => {
                 let delay = self.delay(MS, 20 * MS);
                 self.nasd_later(n, delay, Do::Chore(run, chore));
@@ -66,6 +68,18 @@ impl World {
         crate::properties::self_fenced(self, n);
         let again = self.delay(2 * S, 10 * S);
         self.crash(n, again);
+    }
+
+    /// The fence agent cuts the peer's power, or cannot.
+    fn power_fence(&mut self, n: usize, run: RunId) {
+        crate::properties::power_fenced(self, n);
+        let delay = self.delay(300 * MS, 3 * S);
+        let confirmed = self.calm || self.random.percent(80);
+        self.feed_later(n, delay, Event::PowerFenced { run, confirmed });
+        if confirmed {
+            let off = self.delay(2 * S, 10 * S);
+            self.at(self.now + delay - 1, Happening::Fault(Fault::Crash(1 - n, off)));
+        }
     }
 
     // ---- the record --------------------------------------------------------------------------

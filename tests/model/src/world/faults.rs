@@ -23,6 +23,8 @@ impl World {
             Fault::Reach(n, reach) => self.coordinator.reach[n] = reach,
             Fault::Coordinator(up) => self.coordinator.up = up,
             Fault::Sticky(on) => self.coordinator.sticky = on,
+            Fault::LoseAnswer => self.coordinator.lose_answer = true,
+            Fault::LandLate => self.coordinator.land_late = true,
             Fault::BackUp => self.coordinator.back_up(),
             Fault::Restore => self.restore(),
             Fault::DiskFails(n, v) => self.disk_fails(n, v),
@@ -84,6 +86,7 @@ impl World {
         self.weather = super::Weather::default();
         self.coordinator.up = true;
         self.coordinator.sticky = false;
+        (self.coordinator.lose_answer, self.coordinator.land_late) = (false, false);
         self.coordinator.reach = [true; 2];
         self.set_replication(true);
         for n in 0..2 {

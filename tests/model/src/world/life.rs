@@ -14,9 +14,10 @@ use super::node::{Clock, Nasd, Node, Process, Waiting};
 use super::{Do, Happening, InKernel, MS, Time, World, name_of, timing};
 use crate::hole::Planted;
 
-fn machine(n: usize, planted: Option<Planted>) -> Machine {
+fn machine(n: usize, planted: Option<Planted>, fence: bool) -> Machine {
     let (me, peer) = (NodeName::from(name_of(n)), NodeName::from(name_of(1 - n)));
     let machine = Machine::new(me, peer, n == 0, timing());
+    let machine = if fence { machine.with_power_fence() } else { machine };
     match planted {
         Some(planted) => machine.with_holes(planted.holes()),
         None => machine,
@@ -24,7 +25,7 @@ fn machine(n: usize, planted: Option<Planted>) -> Machine {
 }
 
 /// A node with power and without a nasd.
-pub(super) fn new_node(n: usize, planted: Option<Planted>) -> Node {
+pub(super) fn new_node(n: usize, planted: Option<Planted>, fence: bool) -> Node {
     Node {
         name: NodeName::from(name_of(n)),
         clock: Clock { ppm: 0, offset: 1000 * super::S * (n as Time + 1) },
@@ -33,7 +34,7 @@ pub(super) fn new_node(n: usize, planted: Option<Planted>) -> Node {
         nasd: Nasd {
             life: 0,
             process: Process::Dead,
-            machine: machine(n, planted),
+            machine: machine(n, planted, fence),
             started: 0,
             keeper: Keeper::default(),
             wish: None,
@@ -57,7 +58,7 @@ impl World {
     /// A new life of nasd: it knows nothing, and looks around first.
     pub(super) fn start_nasd(&mut self, n: usize) {
         let local = self.local(n);
-        let machine = machine(n, self.planted);
+        let machine = machine(n, self.planted, self.fence);
         let nasd = &mut self.nodes[n].nasd;
         nasd.life += 1;
         nasd.process = Process::Running;
@@ -176,7 +177,9 @@ impl World {
         }
         let stuck = self.coordinator.sticky && !self.calm && self.random.percent(40);
         let cas = matches!(what, Ask::Cas { .. });
-        let delay = if stuck && cas {
+        let delay = if cas && std::mem::take(&mut self.coordinator.land_late) {
+            patience + 200 * MS
+        } else if stuck && cas {
             self.random.between(1000 * MS, 8000 * MS)
         } else {
             self.delay(2 * MS, 30 * MS)
@@ -202,7 +205,9 @@ impl World {
         if self.coordinator.stored.as_ref().map(|v| v.revision) != before {
             self.committed(n);
         }
-        let lost = self.coordinator.sticky && !self.calm && self.random.percent(20);
+        let unlucky = self.coordinator.sticky && !self.calm && self.random.percent(20);
+        let cas = matches!(answer, super::coordinator::Answer::Cas(_));
+        let lost = unlucky || cas && std::mem::take(&mut self.coordinator.lose_answer);
         if self.coordinator.reach[n] && !lost {
             let delay = self.delay(2 * MS, 30 * MS);
             self.later(delay, Happening::Nasd(n, life, Do::Answered(ask, Box::new(answer))));

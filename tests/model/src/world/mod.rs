@@ -225,6 +225,8 @@ pub struct World {
     pub weather: Weather,
     /// A hole.
     pub planted: Option<Planted>,
+    /// There are fence agents.
+    pub fence: bool,
     /// The story.
     pub trace: Trace,
     /// Properties.
@@ -237,22 +239,24 @@ pub struct World {
 }
 
 impl World {
-    /// Two new nodes, a new resource, an empty coordinator; both nasds start.
+    /// Two new nodes, a new resource, an empty coordinator; both nasds start. With `fence` each can
+    /// cut the other one's power.
     #[must_use]
-    pub fn new(planted: Option<Planted>) -> Self {
+    pub fn new(planted: Option<Planted>, fence: bool) -> Self {
         let mut world = Self {
             now: 0,
             queue: BinaryHeap::new(),
             number: 0,
             random: Random::new(0),
             calm: true,
-            nodes: [life::new_node(0, planted), life::new_node(1, planted)],
+            nodes: [0, 1].map(|n| life::new_node(n, planted, fence)),
             pair: Pair::new(),
             coordinator: Coordinator::default(),
             net: Net::default(),
             clients: Clients::default(),
             weather: Weather::default(),
             planted,
+            fence,
             trace: Trace::default(),
             watch: Watch::default(),
             violation: None,
@@ -371,9 +375,26 @@ impl World {
         }
     }
 
-    /// What would happen next does not happen.
-    pub fn drop_next(&mut self) {
-        self.queue.pop();
+    /// A fault strikes just before what happens next.
+    pub fn strike_before_next(&mut self, fault: Fault) {
+        if let Some((at, _)) = self.next() {
+            self.now = self.now.max(at);
+        }
+        self.happen(Happening::Fault(fault));
+        self.settle_pair();
+        crate::properties::check(self);
+    }
+
+    /// Everything that decides the future, told to a hasher's writer.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn describe(&self, to: &mut impl std::fmt::Write) -> std::fmt::Result {
+        let mut queue: Vec<_> = self.queue.iter().map(|Reverse(e)| e).collect();
+        queue.sort_unstable();
+        write!(to, "{} {:?} {:?}", self.now, self.nodes, self.pair)?;
+        write!(to, "{:?} {:?} {:?}", self.coordinator, self.net, self.clients)?;
+        queue.iter().try_for_each(|e| write!(to, "{} {:?}", e.at, e.what))
     }
 
     fn happen(&mut self, what: Happening) {

@@ -56,6 +56,24 @@ fn s4_a_restarted_standby_waits_for_what_it_may_have_granted_and_no_longer() {
 }
 
 #[test]
+fn h14_a_confirmed_power_cut_after_the_compare_and_set_ends_the_wait() {
+    for confirmed in [true, false] {
+        let mut world = World::new();
+        let machine = world.machines[1].clone();
+        world.machines[1] = machine.with_power_fence();
+        let now = world.now;
+        assert!(world.machines[1].consent(now, 1, timing().ttl * 4), "a long right");
+        if confirmed {
+            world.power_cut(0);
+        } else {
+            world.nodes[0].frozen_nasd = true;
+        }
+        world.run_for(3000);
+        assert_eq!(world.nodes[1].gate, confirmed, "{:#?}", world.machines[1]);
+    }
+}
+
+#[test]
 fn a_returning_owner_becomes_standby_and_current_again() {
     let mut world = World::new();
     world.power_cut(0);
