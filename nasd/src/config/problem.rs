@@ -63,7 +63,9 @@ pub enum Problem {
         value: String,
     },
     /// A parameter that a fence agent cannot be given, or that nasd gives itself.
-    #[error("fence parameter {name:?} must be a text, a number or a flag on one line, and not action")]
+    #[error(
+        "fence parameter {name:?} must be a text, a number or a flag on one line, and not action"
+    )]
     FenceParameter {
         /// Its name.
         name: String,

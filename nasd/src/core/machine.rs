@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::hole::{Hole, Holes};
-use super::peer::{GateReport, PeerBeat, PeerView, Sign};
+use super::peer::{Ailment, GateReport, PeerBeat, PeerView, Sign, Unfit};
 use super::record::{NodeName, Phase, Record, TransitionError};
 use super::step::{CLOSE, OPEN, Proof, Step, StepError, TAKE};
 use super::timing::Timing;
@@ -94,7 +94,7 @@ pub struct Machine {
     asked_answer_due: bool,
     /// An operator's wish about the hold, until the record shows it.
     want_hold: Option<Option<String>>,
-    unfit: Option<String>,
+    unfit: Option<Unfit>,
     auto: AutoMove,
     since: Since,
     marked: bool,
@@ -239,10 +239,19 @@ impl Machine {
         self.record().filter(|r| open && r.may_serve(&self.me)).map(|r| r.epoch)
     }
 
-    /// Whether the record is known for sure: no write of this node is open that could still land (C5).
+    /// Whether the record is known for sure: no write of this node is open that could still land and
+    /// make another node current (C5). DRBD's helper must not be answered from one that is not.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.unsettled.is_none() || self.holes.has(Hole::C5)
+        (self.unsettled.is_none() || self.holes.has(Hole::C5)) && !self.widens()
+    }
+
+    /// A write is under way that makes more nodes current.
+    #[must_use]
+    pub fn widens(&self) -> bool {
+        let known = self.record().map_or(0, |r| r.current.len());
+        matches!(&self.pending,
+            Some(Pending { job: Job::Cas(next), .. }) if next.current.len() > known)
     }
 
     /// Whether this node alone is current, so that its right needs no renewal (S4).
@@ -252,9 +261,7 @@ impl Machine {
     }
 
     fn is_alone(&self) -> bool {
-        let widening = matches!(&self.pending,
-            Some(Pending { job: Job::Cas(next), .. }) if next.current.len() > 1);
-        !widening && self.is_settled() && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
+        self.is_settled() && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
     }
 
     /// The answer to the other node's request for its right of that life: yes only while this node

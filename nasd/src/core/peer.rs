@@ -36,8 +36,36 @@ pub struct PeerBeat {
     pub violations: Option<Vec<String>>,
     /// Whether it reaches the coordinator; `None`: not known.
     pub coordinator: Option<bool>,
-    /// Why it could not serve, were it asked to; empty: it could.
-    pub unfit: Option<String>,
+    /// Why it could not serve, were it asked to; none: it could.
+    pub unfit: Option<Unfit>,
+}
+
+/// What kind of illness makes a node unfit: it decides who lets go of whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ailment {
+    /// This node's own disk hangs: everything that must reach it waits without end (H11).
+    Disk,
+    /// Writes through the whole stack hang or fail, here or on the way to the peer.
+    Writes,
+    /// Anything that does not hinder a move in good order.
+    Other,
+}
+
+/// Why a node is unfit to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What kind.
+    pub ailment: Ailment,
+    /// In words, with evidence and since when.
+    pub why: String,
+}
+
+impl Unfit {
+    /// Unfit, in words.
+    #[must_use]
+    pub fn new(ailment: Ailment, why: impl Into<String>) -> Self {
+        Self { ailment, why: why.into() }
+    }
 }
 
 /// The peer as heard.

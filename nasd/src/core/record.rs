@@ -150,6 +150,12 @@ pub enum TransitionError {
         /// The nodes that are.
         current: BTreeSet<NodeName>,
     },
+    /// Somebody must hold every acknowledged write.
+    #[error("{node} alone holds every acknowledged write and cannot be excluded; it must take the service")]
+    LastCurrent {
+        /// The node that would have been excluded.
+        node: NodeName,
+    },
 }
 
 fn names(set: &BTreeSet<NodeName>) -> String {
@@ -214,13 +220,15 @@ impl Record {
     /// `moving(A→B, e+1)` → `serving(A, e+2)`, by A: it comes back. Before A has demoted this only
     /// writes down what is true; afterwards A may promote only once it is confirmed (C1, C4).
     ///
+    /// An owner that has lost its own disk may come back too: it serves the other one's data as long as
+    /// it has not demoted, and a promotion asks for more than the authority.
+    ///
     /// # Errors
     /// When the record is not a move away from `me`.
     pub fn return_from_move(&self, me: &NodeName) -> Result<Self, TransitionError> {
         if !matches!(&self.phase, Phase::Moving { from, .. } if from == me) {
             return Err(self.refused(me, "come back from a move"));
         }
-        self.must_be_current(me)?;
         let phase = Phase::Serving { owner: me.clone() };
         Ok(Self { epoch: self.epoch + 1, phase, ..self.clone() })
     }
@@ -231,6 +239,7 @@ impl Record {
     /// When the record is not a move away from `me`.
     pub fn return_alone(&self, me: &NodeName) -> Result<Self, TransitionError> {
         let mut next = self.return_from_move(me)?;
+        self.must_be_current(me)?;
         next.current = BTreeSet::from([me.clone()]);
         Ok(next)
     }
@@ -288,13 +297,16 @@ impl Record {
     /// written, even when the node is out already: a write that raced in must be superseded (C5).
     ///
     /// # Errors
-    /// When `owner` does not hold the service.
+    /// When `owner` does not hold the service, or nobody would be left who has the data (S2).
     pub fn exclude(&self, owner: &NodeName, lost: &NodeName) -> Result<Self, TransitionError> {
         if self.authority() != Some(owner) {
             return Err(self.refused(owner, "change the current set"));
         }
         let mut next = self.clone();
         next.current.remove(lost);
+        if next.current.is_empty() {
+            return Err(TransitionError::LastCurrent { node: lost.clone() });
+        }
         Ok(next)
     }
 

@@ -20,6 +20,7 @@ use super::failpoint;
 use super::hands::{Hands, blocking, lock};
 use super::right::{Right, Wish};
 use super::task::{Command, Handle};
+use crate::core::peer::{Ailment, Unfit};
 use crate::core::machine::Event;
 use crate::core::right::{Grant, until};
 use crate::core::timing::Timing;
@@ -60,7 +61,7 @@ struct Facts {
     connections: Vec<Endpoint>,
     told: Option<(Instant, Vec<Endpoint>)>,
     /// The drive's verdict on this node's health.
-    health: Option<String>,
+    health: Option<Unfit>,
     /// The service's task has not answered several times in a row.
     hangs: bool,
     /// The peer's configuration is another one.
@@ -80,7 +81,7 @@ impl Default for Beats {
 
 impl Beats {
     /// Why this node is not fit to serve, as its health was judged; told to the peer from now on.
-    pub fn tell_health(&self, unfit: Option<String>) {
+    pub fn tell_health(&self, unfit: Option<Unfit>) {
         lock(&self.facts).health = unfit;
     }
 
@@ -116,9 +117,10 @@ impl Beats {
 
     /// Why this node could not serve, were it asked to: its health. The state of its data is DRBD's and
     /// the record's to tell; a node that waits for its resynchronisation is as fit as any.
-    fn unfit(&self) -> Option<String> {
+    fn unfit(&self) -> Option<Unfit> {
         let facts = lock(&self.facts);
-        let hangs = || facts.hangs.then(|| "its nasd's task for the service hangs".to_owned());
+        let why = "its nasd's task for the service hangs";
+        let hangs = || facts.hangs.then(|| Unfit::new(Ailment::Other, why));
         facts.health.clone().or_else(hangs)
     }
 }
@@ -144,6 +146,7 @@ impl Hands {
         // A list read with the gate shut is the list of connections that were cut off.
         let connections = left.and_then(|_| self.beats.due_connections(now));
         let seen = self.seen.borrow().clone();
+        let unfit = self.beats.unfit();
         ServiceBeat {
             service: self.service.name.clone(),
             epoch: asks.map_or(seen.epoch, |(epoch, _)| epoch),
@@ -161,7 +164,8 @@ impl Hands {
             frozen: drbd.frozen,
             coordinator: self.coordinator.reach(),
             stage: seen.stage.to_owned(),
-            unfit: self.beats.unfit().unwrap_or_default(),
+            ailment: unfit.as_ref().map_or(0, |u| beat::wire_ailment(u.ailment).into()),
+            unfit: unfit.map(|u| u.why).unwrap_or_default(),
         }
     }
 
@@ -346,8 +350,7 @@ fn observe(hands: &Arc<Hands>, handle: &Handle) -> JoinSet<()> {
 async fn observe_options(hands: Arc<Hands>) {
     loop {
         let (began, drbd) = (Instant::now(), Arc::clone(&hands.drbd));
-        let read = blocking(move || drbd.read()).await;
-        let found = read.map(|s| s.s1_violations().iter().map(ToString::to_string).collect());
+        let found = blocking(move || drbd.attest()).await;
         lock(&hands.beats.facts).options = Some((began, found));
         tokio::time::sleep(OPTIONS).await;
     }

@@ -15,12 +15,14 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 
-use crate::core::record::{NodeName, Record};
+use crate::core::record::{NodeName, Phase, Record};
 
 /// Where the helper finds nasd.
 pub const SOCKET: &str = "/run/nasd/fence.sock";
 /// How long one question waits for the record to change; the helper then asks again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks for a link that came back; long enough for its loss to be seen first.
+const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// Time for a question to be sent, and for its answer to be taken.
 const TALK: Duration = Duration::from_secs(5);
 /// Longest question looked at: the verb and a resource name of 127 bytes.
@@ -123,11 +125,27 @@ impl Desk {
 
     async fn word(&self, source: &Source, patience: Duration) -> &'static str {
         let mut record = source.record.clone();
-        let may =
-            |r: &Option<Record>| r.as_ref().is_some_and(|r| excluded(r, &self.me, &self.peer));
-        match tokio::time::timeout(patience, record.wait_for(may)).await {
-            Ok(Ok(_)) => "outdated",
-            _ => "wait",
+        let decided = |r: &Option<Record>| r.as_ref().is_some_and(|r| self.verdict(r).is_some());
+        let shown = async {
+            let shown = record.wait_for(decided).await.ok()?;
+            shown.as_ref().and_then(|r| self.verdict(r))
+        };
+        let word = tokio::select! {
+            shown = tokio::time::timeout(patience, shown) => shown.ok().flatten(),
+            () = connected_again(source) => Some("connected-again"),
+        };
+        word.unwrap_or("wait")
+    }
+
+    /// A record that settles the question: for this node, or for the other one. A kernel command that
+    /// waits for the helper (a promotion) holds up all others of its resource: a no must be told too.
+    fn verdict(&self, record: &Record) -> Option<&'static str> {
+        let moved = matches!(&record.phase,
+            Phase::Serving { owner } | Phase::Taking { owner } if *owner == self.peer);
+        if excluded(record, &self.me, &self.peer) {
+            Some("outdated")
+        } else {
+            moved.then_some("the-peer-has-the-service")
         }
     }
 
@@ -151,6 +169,22 @@ impl Desk {
         let before = *number;
         *number = before.saturating_add_signed(change);
         before == 0
+    }
+}
+
+/// The link is back: the kernel ignores the helper's word by then, and a promotion that waits for it
+/// could go on without. What was seen before the question does not count.
+async fn connected_again(source: &Source) {
+    loop {
+        tokio::time::sleep(LINK_PATIENCE).await;
+        let seen = source.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let connected = |s: &ResourceStatus| {
+            !s.connections.is_empty()
+                && s.connections.iter().all(|c| c.state == nasd_drbd::ConnState::Connected)
+        };
+        if seen.as_ref().is_some_and(connected) {
+            return;
+        }
     }
 }
 

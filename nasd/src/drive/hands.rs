@@ -256,11 +256,24 @@ impl Hands {
     }
 
     /// A compare-and-set (or the creation of a new record).
-    pub async fn write_record(&self, expected: Option<i64>, record: Record) -> CasResult {
+    ///
+    /// One that makes another node current (`widens`) is sent only while the kernel says, read anew,
+    /// that the peer holds everything: the core's view may lag behind a link that is lost already and
+    /// whose helper was answered from the old record. The core shows no record from before this
+    /// reading on, so no later helper is answered either.
+    pub async fn write_record(
+        &self,
+        expected: Option<i64>,
+        record: Record,
+        widens: bool,
+    ) -> CasResult {
         let name = &self.service.name;
         if record.current.len() > 1 && !self.right_is_finite().await {
-            tracing::warn!("the peer is not made current while this node's right has no end");
-            return CasResult::Unknown;
+            let why = "the peer is not made current while this node's right has no end";
+            return CasResult::NotSent(why.into());
+        }
+        if widens && expected.is_some() && !self.in_sync_by_now().await {
+            return CasResult::NotSent("the replicas are not in sync any more".into());
         }
         let own = async {
             cas_result(match expected {
@@ -276,6 +289,12 @@ impl Hands {
             }
         }
         result
+    }
+
+    async fn in_sync_by_now(&self) -> bool {
+        let drbd = Arc::clone(&self.drbd);
+        let read = blocking(move || drbd.read()).await;
+        read.is_some_and(|status| drbd::view(&status).both_current())
     }
 
     /// S4: before another node may take over, this one's right must have an end.

@@ -194,7 +194,7 @@ fn reply_to_write(result: CasResult) -> RelayReply {
             RelayReply { result: Relayed::Won.into(), revision, record_json: String::new() }
         }
         CasResult::Lost(now) => lost(now),
-        CasResult::Unknown => RelayReply::default(),
+        CasResult::Unknown | CasResult::NotSent(_) => RelayReply::default(),
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use nasd_net::MonotonicInstant;
-use nasd_proto::{Role as WireRole, ServiceBeat};
+use nasd_proto::{Ailment as WireAilment, Role as WireRole, ServiceBeat};
 
-use crate::core::peer::{GateReport, PeerBeat};
+use crate::core::peer::{Ailment, GateReport, PeerBeat, Unfit};
 use crate::core::view::Role;
 
 /// Boots that are over, by their identifiers; a beat of theirs may still be on its way.
@@ -78,7 +78,25 @@ pub fn heard(beat: &ServiceBeat) -> PeerBeat {
         frozen: beat.frozen,
         violations: beat.attested.then(|| beat.drbd_violations.clone()),
         coordinator: beat.coordinator,
-        unfit: (!beat.unfit.is_empty()).then(|| beat.unfit.clone()),
+        unfit: (!beat.unfit.is_empty()).then(|| Unfit::new(ailment(beat), beat.unfit.clone())),
+    }
+}
+
+fn ailment(beat: &ServiceBeat) -> Ailment {
+    match beat.ailment() {
+        WireAilment::Disk => Ailment::Disk,
+        WireAilment::Writes => Ailment::Writes,
+        WireAilment::Other => Ailment::Other,
+    }
+}
+
+/// An ailment on the wire.
+#[must_use]
+pub fn wire_ailment(ailment: Ailment) -> WireAilment {
+    match ailment {
+        Ailment::Disk => WireAilment::Disk,
+        Ailment::Writes => WireAilment::Writes,
+        Ailment::Other => WireAilment::Other,
     }
 }
 
@@ -155,7 +173,10 @@ mod tests {
         assert_eq!(told.violations, Some(Vec::new()));
         assert_eq!(told.unfit, None);
         let ill = ServiceBeat { unfit: "disk hangs".into(), ..beat() };
-        assert_eq!(heard(&ill).unfit.as_deref(), Some("disk hangs"));
+        let other = Unfit::new(Ailment::Other, "disk hangs");
+        assert_eq!(heard(&ill).unfit, Some(other));
+        let ill = ServiceBeat { ailment: WireAilment::Disk.into(), ..ill };
+        assert_eq!(heard(&ill).unfit.map(|u| u.ailment), Some(Ailment::Disk));
         let endless = ServiceBeat { gate_left_ms: ENDLESS, ..beat() };
         assert_eq!(heard(&endless).gate, GateReport::Open { left: None });
         let unread = ServiceBeat { gate_enforced: false, ..beat() };

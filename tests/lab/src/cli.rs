@@ -1,6 +1,7 @@
 //! The command line of `lab`.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
@@ -137,6 +138,8 @@ enum Command {
     Supervise {
         /// Removed before each start.
         scratch: PathBuf,
+        /// Where its power switch listens.
+        switch: SocketAddr,
         /// Program and arguments of the node.
         #[arg(last = true)]
         command: Vec<String>,
@@ -227,7 +230,9 @@ impl Cli {
                 Lab::open(&self.name)?.fault(fault)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Supervise { scratch, command } => Ok(supervise::run(scratch, command)),
+            Command::Supervise { scratch, switch, command } => {
+                Ok(supervise::run(scratch, *switch, command))
+            }
             Command::List(json) => Ok(list(json)),
             Command::Run { scenario, seed, minutes, play } => {
                 let spec = Spec { seed: *seed, minutes: *minutes, ..self.play_spec(play) };

@@ -208,7 +208,8 @@ impl Lab {
         let machine = self.engine().command(&self.machine(&node, &work))?;
         // This very program, also when its file has been built anew meanwhile.
         let mut command = Command::new("/proc/self/exe");
-        command.arg("supervise").arg(work.join("uml").join(name)).arg("--");
+        command.arg("supervise").arg(work.join("uml").join(name));
+        command.arg(node.power_switch().to_string()).arg("--");
         command.arg(machine.get_program()).args(machine.get_args());
         let console = self.open_console(name)?;
         let errors = console.try_clone().map_err(LabError::io("use", self.console(name)))?;
@@ -395,9 +396,17 @@ impl Lab {
     /// Whether a node has power and is not frozen, and its agent answers at once.
     #[must_use]
     pub fn answers(&self, name: &str) -> bool {
-        let runs = |p: ProcessId| p.alive() && !p.stopped();
+        let runs = |p: ProcessId| p.alive() && !p.stopped_below();
         let process = self.process(name).ok().flatten();
         process.is_some_and(runs) && self.client(name).is_ok_and(|c| c.ping(Duration::from_secs(1)))
+    }
+
+    /// Whether a fence agent has switched a node off.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn switched_off(&self, name: &str) -> Result<bool, LabError> {
+        Ok(self.process(name)?.is_some_and(|p| p.alive() && p.is_childless()))
     }
 
     /// How often a node has rebooted by itself since the lab was brought up.
@@ -417,7 +426,7 @@ impl Lab {
     }
 
     pub(crate) fn signal(&self, name: &str, signal: Signal) -> Result<(), LabError> {
-        self.running(name)?.signal(signal);
+        self.running(name)?.signal_below(signal);
         Ok(())
     }
 
@@ -492,7 +501,7 @@ impl Lab {
         let state = match n.process {
             None => "off",
             Some(p) if !p.alive() => "died",
-            Some(p) if p.stopped() => "frozen",
+            Some(p) if p.stopped_below() => "frozen",
             Some(_) if client.ping(Duration::from_secs(1)) => "ready",
             Some(_) => "silent",
         };

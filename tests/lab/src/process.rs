@@ -90,11 +90,21 @@ impl ProcessId {
         tree
     }
 
-    /// Sends a signal to it and all that descend from it.
-    pub fn signal(self, signal: Signal) {
+    /// Sends a signal to all that descend from it: to a node, and not to what keeps it.
+    pub fn signal_below(self, signal: Signal) {
         if self.alive() {
-            signal_all(&self.tree(), signal);
+            signal_all(self.tree().get(1..).unwrap_or_default(), signal);
         }
+    }
+
+    /// Whether nothing that it has started runs.
+    pub fn is_childless(self) -> bool {
+        self.tree().len() == 1
+    }
+
+    /// Whether what it has started is stopped, by a signal.
+    pub fn stopped_below(self) -> bool {
+        self.tree().get(1).is_some_and(|p| p.stopped())
     }
 
     /// Kills it and all that descend from it, and waits until they are gone. Tells whether they are.
@@ -174,10 +184,11 @@ mod tests {
         };
         until(&|| id.tree().len() == 2 && marked("process-test").len() == 2);
         let tree = id.tree();
-        id.signal(Signal::SIGSTOP);
-        until(&|| tree.iter().all(|p| p.stopped()));
-        id.signal(Signal::SIGCONT);
-        until(&|| tree.iter().all(|p| !p.stopped()));
+        id.signal_below(Signal::SIGSTOP);
+        until(&|| tree[1].stopped() && id.stopped_below());
+        assert!(!id.stopped(), "what keeps it goes on");
+        id.signal_below(Signal::SIGCONT);
+        until(&|| !tree[1].stopped() && !id.stopped_below());
         assert!(id.kill());
         // Reaped by then.
         assert!(child.wait().is_err());

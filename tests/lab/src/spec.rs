@@ -1,6 +1,6 @@
 //! What a lab consists of: nodes, their addresses, their sizes.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,13 @@ impl Node {
     #[must_use]
     pub const fn management(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 78, 0, self.id)
+    }
+
+    /// Its power switch, at the lab program's own address in the management network.
+    #[must_use]
+    pub const fn power_switch(&self) -> SocketAddr {
+        let port = 7800 + self.id as u16;
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 78, 0, 1)), port)
     }
 
     /// Hardware address of its interface in the lab's network.

@@ -27,6 +27,7 @@ pub struct Watch {
     pub data_changed: bool,
     /// The record changed since the last check.
     pub record_changed: bool,
+    look_again: Time,
     /// Views are told in order.
     pub view_told: [Time; 2],
     epoch: [(u64, u64); 2],
@@ -51,13 +52,26 @@ pub fn check(world: &mut World) {
     for n in 0..2 {
         gate_means_ready(world, n);
         nothing_decreases(world, n);
+    }
+    if world.now >= world.watch.look_again {
+        world.watch.look_again = world.now + LOOK;
+        lasting(world);
+    }
+    if std::mem::take(&mut world.watch.data_changed)
+        | std::mem::take(&mut world.watch.record_changed)
+    {
+        current_is_complete(world);
+    }
+}
+
+/// How often that is looked at which may hold for a while, but not for long.
+const LOOK: Time = 100 * MS;
+
+fn lasting(world: &mut World) {
+    for n in 0..2 {
         sole_owner_keeps_its_gate(world, n);
         freeze_ends(world, n);
         healthy_node_serves(world, n);
-    }
-    if std::mem::take(&mut world.watch.data_changed) | std::mem::take(&mut world.watch.record_changed)
-    {
-        current_is_complete(world);
     }
 }
 
@@ -183,9 +197,10 @@ fn freeze_ends(world: &mut World, n: usize) {
 
 /// I13: a complete, healthy node serves when the other one's nasd is away.
 fn healthy_node_serves(world: &mut World, n: usize) {
-    let current = world.coordinator.record().is_some_and(|r| {
-        r.current.iter().any(|m| m.0 == name_of(n)) && r.hold.is_none()
-    });
+    let current = world
+        .coordinator
+        .record()
+        .is_some_and(|r| r.current.iter().any(|m| m.0 == name_of(n)) && r.hold.is_none());
     let could = current
         && process_runs(world, n)
         && !process_runs(world, 1 - n)
@@ -263,7 +278,9 @@ pub fn committed(world: &mut World) {
 
 /// H3: a taker has looked whether it can open before it takes.
 fn ready_before_taking(world: &mut World) {
-    let Some(Phase::Taking { owner }) = world.coordinator.record().map(|r| &r.phase) else { return };
+    let Some(Phase::Taking { owner }) = world.coordinator.record().map(|r| &r.phase) else {
+        return;
+    };
     let Some(n) = (0..2).find(|n| owner.0 == name_of(*n)) else { return };
     let blind = world.weather.no_mount[n].is_some_and(|since| world.now > since + 5 * S);
     if blind && !world.pair.sides[n].primary {
@@ -281,10 +298,12 @@ pub fn promoted(world: &mut World, n: usize, epoch: u64) {
         r.authority().is_some_and(|a| a.0 == me) && r.current.iter().any(|m| m.0 == me)
     };
     if !of_epoch.clone().any(mine) {
-        let left = of_epoch
-            .any(|r| matches!(&r.phase, Phase::Moving { from, .. } if from.0 == me));
-        let property = if left { "I16 back only by compare-and-set" } else { "I7 promoted by record" };
-        world.violate(property, || format!("{me} became Primary in epoch {epoch}, which is not its"));
+        let left = of_epoch.any(|r| matches!(&r.phase, Phase::Moving { from, .. } if from.0 == me));
+        let property =
+            if left { "I16 back only by compare-and-set" } else { "I7 promoted by record" };
+        world.violate(property, || {
+            format!("{me} became Primary in epoch {epoch}, which is not its")
+        });
     }
     complete(world, n, "becomes Primary");
 }
@@ -394,7 +413,10 @@ pub fn settled(world: &World) -> Result<(), (&'static str, String)> {
     };
     let owner = matches!(&record.phase, Phase::Serving { owner } if owner.0 == name_of(n));
     if !owner || record.current.len() != 2 {
-        return Err((progress, format!("{} serves, the record says {}", name_of(n), record_line(record))));
+        return Err((
+            progress,
+            format!("{} serves, the record says {}", name_of(n), record_line(record)),
+        ));
     }
     if world.clients.last_ack.is_none_or(|(at, by)| by != n || world.now > at + 1000 * MS) {
         return Err((progress, format!("no write is acknowledged by {}", name_of(n))));

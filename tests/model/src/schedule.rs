@@ -211,8 +211,11 @@ fn spare_failed_disks(faults: &mut Vec<(Time, Fault)>) {
         Fault::DiskFails(n, _) => *victim.get_or_insert(*n) == *n,
         _ => true,
     });
-    let failed: Vec<Time> =
-        faults.iter().filter(|(_, f)| matches!(f, Fault::DiskFails(..))).map(|(at, _)| *at).collect();
+    let failed: Vec<Time> = faults
+        .iter()
+        .filter(|(_, f)| matches!(f, Fault::DiskFails(..)))
+        .map(|(at, _)| *at)
+        .collect();
     for at in failed {
         for (when, fault) in faults.iter_mut() {
             let close = *when + 5 * S > at && *when < at + 5 * S;
@@ -242,7 +245,7 @@ impl Plan<'_> {
         match self.random.between(0, 2) {
             0 => self.random.between(50 * MS, S),
             1 => self.random.between(S, 5 * S),
-            _ => self.random.between(5 * S, 30 * S),
+            _ => self.random.between(5 * S, 15 * S),
         }
     }
 
@@ -289,7 +292,8 @@ impl Plan<'_> {
     /// Combinations that the safety page warns of; what surrounds them is chance.
     fn story(&mut self) {
         let (at, soon) = (self.random.between(0, 2 * S), self.random.between(0, 800 * MS));
-        let (later, long) = (self.random.between(5 * S, 9 * S), self.random.between(10 * S, 40 * S));
+        let (later, long) =
+            (self.random.between(5 * S, 9 * S), self.random.between(8 * S, 24 * S));
         match self.random.between(0, 11) {
             0 => self.two(at, Fault::Switchover, at + soon, Fault::Replication(false)),
             1 => self.two(at, Fault::LateAnswers(0, 40), at + soon, Fault::Switchover),
@@ -298,25 +302,27 @@ impl Plan<'_> {
                 self.at(at + later + soon, Fault::Crash(1, soon + S));
             }
             3 => self.lost_twice(at, later, soon),
-            4 => self.two(at, Fault::Upgrade(0), at + soon + 500 * MS, Fault::Crash(0, 2 * long)),
+            4 => self.two(at, Fault::Upgrade(0), at + soon + 500 * MS, Fault::Crash(0, 2 * S + 2 * long)),
             5 => {
                 self.two(at, Fault::HelperBroken(0, true), at + soon, Fault::Replication(false));
                 self.two(
                     at + later,
                     Fault::HelperBroken(0, false),
-                    at + later + 3 * long,
+                    at + later + 25 * S,
                     Fault::Replication(true),
                 );
             }
             6 => self.two(at, Fault::Crash(1, long), at + later, Fault::Coordinator(false)),
             7 => {
                 self.two(at, Fault::Reach(0, false), at + soon, Fault::Replication(false));
-                self.at(at + 2 * long, Fault::Replication(true));
+                self.at(at + 28 * S, Fault::Replication(true));
             }
             8 => {
                 self.two(at, Fault::Lossy(0, 200 * MS), at + soon, Fault::StopNasd(0, long));
             }
-            9 => self.two(at, Fault::StopNasd(0, 60 * S + long), at + soon, Fault::Lossy(0, 2 * MS)),
+            9 => {
+                self.two(at, Fault::StopNasd(0, 48 * S + later), at + soon, Fault::Lossy(0, 2 * MS))
+            }
             10 => {
                 self.two(at, Fault::NoMount(1, true), at + later, Fault::Crash(0, soon + 4 * S));
                 self.at(at + later + long, Fault::NoMount(1, false));

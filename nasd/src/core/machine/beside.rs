@@ -10,6 +10,7 @@ impl Machine {
         self.give_up_late(now);
         let Some(record) = self.record().cloned() else { return };
         self.fence_myself(now, &record, out);
+        self.look_for_standby(now, out);
         if self.side.chore.is_some() || now < self.side.chore_not_before {
             return;
         }
@@ -94,27 +95,44 @@ impl Machine {
             && self.is_alone()
     }
 
-    /// H11: a standby whose disk hangs holds every write back, without an error and without end. The
-    /// owner goes on alone: forced disconnect, exclusion, helper.
+    /// H11: a standby whose disk hangs holds every write back, without an error and without end; a
+    /// dead one does so until DRBD's own timeouts. The owner goes on alone: forced disconnect,
+    /// exclusion, helper.
     fn wants_drop_peer(&self, now: Now) -> bool {
-        self.stage == Stage::Serving
-            && self.drbd.connected
-            && self.unfit.is_some()
+        let ails = |unfit: &Option<Unfit>, what| unfit.as_ref().is_some_and(|u| u.ailment == what);
+        let hangs = ails(&self.unfit, Ailment::Writes)
             && self.peer_is_fresh(now)
-            && self.peer_view.beat.unfit.is_some()
+            && ails(&self.peer_view.beat.unfit, Ailment::Disk);
+        let fresh = self.side.sought.filter(|(at, _)| now < *at + SEEK_AGAIN);
+        let dead = matches!(fresh, Some((_, Sign::Nothing))) && !self.peer_is_fresh(now);
+        self.stage == Stage::Serving && self.drbd.connected && (hangs || dead)
+    }
+
+    /// A serving owner looks for a silent peer too: DRBD takes seconds to notice what beats and knocks
+    /// tell at once.
+    fn look_for_standby(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let started = self.since.started.unwrap_or(now);
+        let silent = self.peer_view.heard.is_some()
+            && self.peer_view.silent_for(now, started) >= self.timing.silence;
+        if self.stage == Stage::Serving && self.drbd.connected && silent {
+            self.seek(now, out);
+        }
     }
 
     /// A standby always seeks its owner. An owner that disconnected by force connects again only to a
     /// node that says it is Secondary and has seen this epoch: a reconnect alone would release a
     /// frozen former owner (facts: safety, ways out of the freeze, 3).
     fn wants_connect(&self, now: Now, record: &Record) -> bool {
-        if !self.drbd.stand_alone || self.pending.is_some() {
-            return false;
+        if !self.drbd.stand_alone || self.pending.is_some() || !self.is_settled() {
+            return false; // a takeover of unknown outcome may still land: no way back to the owner yet
         }
         let standby = self.drbd.role == Role::Secondary
             && (record.authority() == Some(&self.peer)
                 || matches!(record.phase, Phase::Moving { .. }))
-            && matches!(self.stage, Stage::Standby | Stage::Waiting | Stage::HandedOver { .. });
+            && matches!(
+                self.stage,
+                Stage::Standby | Stage::Waiting | Stage::HandedOver { .. } | Stage::Returning { .. }
+            );
         let beat = &self.peer_view.beat;
         let owner = self.stage == Stage::Serving
             && matches!(&record.phase, Phase::Serving { owner } if *owner == self.me)

@@ -21,7 +21,7 @@ impl Machine {
         if self.leftovers.is_none() || !self.record_known || self.drbd.role == Role::Unknown {
             return;
         }
-        if self.supersede(now, out) || self.exclude_lost_peer(now, out) || self.write_hold(now, out) {
+        if self.exclude_lost_peer(now, out) || self.supersede(now, out) || self.write_hold(now, out) {
             return;
         }
         match self.stage.clone() {
@@ -68,6 +68,10 @@ impl Machine {
             && !self.peer_holds_everything()
             && record.current.contains(&self.peer);
         if !concerned || now < self.not_before {
+            return false;
+        }
+        if !record.current.contains(&self.me) {
+            self.ask_for_takeover(now, format!("the replica of {} is not current", self.me), out);
             return false;
         }
         let next = match &record.phase {
@@ -253,6 +257,10 @@ impl Machine {
             Phase::Serving { owner } if *owner == self.me => {
                 if record.generation < self.generation {
                     record.reopened(&self.me, self.generation, uuids)
+                } else if peer_current && !me_current && !self.peer_holds_everything() {
+                    let why = format!("{} alone has the data and is not reached", self.peer);
+                    self.ask_for_takeover(now, why, out);
+                    return;
                 } else if peer_current && !self.peer_holds_everything() {
                     record.exclude(&self.me, &self.peer)
                 } else if me_current && self.drbd.local_failed && self.peer_holds_everything() {
@@ -336,6 +344,11 @@ impl Machine {
 
     /// C1, C4: a demoted owner comes back only by winning this compare-and-set.
     pub(super) fn decide_returning(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else { return };
+        if !matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me) {
+            self.finish_hand_over(&record, out);
+            return;
+        }
         let overdue =
             self.moving.as_ref().is_some_and(|m| now >= m.deadline + 2 * HAND_OVER_PATIENCE);
         if overdue && !self.drbd.released() {
@@ -345,10 +358,6 @@ impl Machine {
         if now < self.not_before || !self.drbd.released() {
             return;
         }
-        let Some(record) = self.record().cloned() else { return };
-        match record.return_from_move(&self.me) {
-            Ok(next) => self.change(now, Ok(next), CAS, out),
-            Err(_) => self.finish_hand_over(&record, out),
-        }
+        self.change(now, record.return_from_move(&self.me), CAS, out);
     }
 }

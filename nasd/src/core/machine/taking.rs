@@ -59,7 +59,7 @@ impl Machine {
             if !self.peer_is_fresh(now) {
                 why.push(format!("nasd on {} is not heard", self.peer));
             }
-            why.extend(beat.unfit.iter().map(|u| format!("{}: {u}", self.peer)));
+            why.extend(beat.unfit.iter().map(|u| format!("{}: {}", self.peer, u.why)));
         } else if let Err(no) = self.may_take(record) {
             why.push(no);
         }
@@ -122,7 +122,7 @@ impl Machine {
         }
     }
 
-    fn seek(&mut self, now: Now, out: &mut Vec<Effect>) {
+    pub(super) fn seek(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.side.seek.is_some() || now < self.side.seek_not_before {
             return;
         }
@@ -160,6 +160,10 @@ impl Machine {
         reason: &str,
         out: &mut Vec<Effect>,
     ) {
+        if at == TAKE.len() && self.record().is_some_and(|r| r.authority() == Some(&self.me) && !matches!(r.phase, Phase::Moving { .. })) {
+            self.stage = Stage::Waiting; // taken already: on to the opening
+            return;
+        }
         if self.peer_came_back() {
             let why = format!("{} was heard again; {reason} is not so any more", self.peer);
             self.take_failed(now, why, out);
@@ -251,6 +255,9 @@ impl Machine {
         if self.ask_whoever_has_the_data(now, record, out) {
             return;
         }
+        if self.cut_again(now, taking, out) {
+            return;
+        }
         let idle = self.drbd.role == Role::Secondary && !self.drbd.connected;
         let lone = self.since.disconnected.is_some_and(|at| now >= at + self.timing.lone_wait);
         let mine = record.current.contains(&self.me) && record.current.contains(&self.peer);
@@ -260,6 +267,29 @@ impl Machine {
         }
         let why = self.taking.clone().map_or(Why::Start, Why::Takeover);
         self.open_if_proved(now, why, out);
+    }
+
+    /// Taken, and yet connected to a Primary: a connection came up while the compare-and-set was under
+    /// way. The former owner is out of `current`, so it freezes at the cut and stays frozen.
+    fn cut_again(&mut self, now: Now, taking: bool, out: &mut Vec<Effect>) -> bool {
+        let connected = self.drbd.connected && self.drbd.peer_role == Role::Primary;
+        if !taking || !connected || self.drbd.role != Role::Secondary || now < self.not_before {
+            return false;
+        }
+        let reason = self.taking.clone().unwrap_or_default();
+        let at = TAKE.len() - 1;
+        self.stage = Stage::TakingOver { at, reason };
+        self.run_step(now, TAKE[at], out);
+        true
+    }
+
+    /// At most every few seconds; the answer is a record that has moved, or nothing.
+    pub(super) fn ask_for_takeover(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
+        self.problem = Some(format!("{reason}; {} must take the service", self.peer));
+        if now >= self.auto.not_before {
+            self.auto.not_before = now + Duration::from_secs(5);
+            out.push(Effect::AskTakeover { reason });
+        }
     }
 
     /// The authority is here, the data is over there (this node lost its disk and then its life).
@@ -276,16 +306,12 @@ impl Machine {
             return false;
         }
         let reason = format!("the replica of {} is not current", self.me);
-        self.problem = Some(format!("{reason}; {} must take the service", self.peer));
-        if now >= self.auto.not_before {
-            self.auto.not_before = now + Duration::from_secs(5);
-            out.push(Effect::AskTakeover { reason });
-        }
+        self.ask_for_takeover(now, reason, out);
         true
     }
 
-    /// One step of the opening; a taker waits before its threads start (S7: grace begins there) and
-    /// writes `serving` just before the gate.
+    /// One step of the opening; a taker waits and writes `serving` before its threads start: grace
+    /// begins there, and must not run while a coordinator is waited for (S7).
     pub(super) fn continue_opening(&mut self, now: Now, at: usize, out: &mut Vec<Effect>) {
         let Some(record) = self.record().cloned() else { return };
         if !record.may_serve(&self.me) {
@@ -295,10 +321,10 @@ impl Machine {
         }
         let step = OPEN[at];
         let taking = matches!(record.phase, Phase::Taking { .. });
-        let early = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
-        if taking && step == early && now < self.open_not_before {
+        let late = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
+        if taking && step == late && now < self.open_not_before {
             self.wake(now, self.open_not_before, out);
-        } else if taking && step == Step::OpenGate {
+        } else if taking && step == late {
             let uuids = self.drbd.data_uuid.clone();
             let next = record.settle_take(&self.me, self.generation, uuids);
             if now >= self.not_before {
@@ -365,14 +391,15 @@ impl Machine {
             return false;
         }
         let well = *self.since.well.get_or_insert(now);
-        let Some(reason) = self.unfit.clone() else {
+        let Some(Unfit { ailment, why: reason }) = self.unfit.clone() else {
             self.auto.failed = 0;
             return self.go_home(now, well, out);
         };
         if now < self.auto.not_before {
             return false;
         }
-        if self.auto.failed >= 2 {
+        // With hanging writes nothing can be written back or unmounted: no move in good order.
+        if self.auto.failed >= 2 || ailment != Ailment::Other {
             self.auto.not_before = now + AUTO_MOVE_PAUSE;
             out.push(Effect::AskTakeover { reason });
             return false;

@@ -14,6 +14,7 @@ struct Node {
     threads: bool,
     gate: bool,
     stand_alone: bool,
+    disk_failed: bool,
     dead: bool,
     frozen_nasd: bool,
     fenced: bool,
@@ -82,9 +83,10 @@ impl World {
             connected,
             stand_alone: self.nodes[n].stand_alone,
             peer_role: if connected { role(self.nodes[1 - n].primary) } else { Role::Unknown },
-            local_up_to_date: true,
-            local_consistent: true,
-            peer_up_to_date: connected,
+            local_up_to_date: !self.nodes[n].disk_failed,
+            local_consistent: !self.nodes[n].disk_failed,
+            local_failed: self.nodes[n].disk_failed,
+            peer_up_to_date: connected && !self.nodes[1 - n].disk_failed,
             frozen: self.is_frozen(n),
             ..DrbdView::default()
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::core::peer::{PeerBeat, Sign};
+use crate::core::peer::{PeerBeat, Sign, Unfit};
 use crate::core::record::{NodeName, Record};
 use crate::core::step::{Proof, Step, StepError};
 use crate::core::view::{DrbdView, Leftovers, Now};
@@ -195,7 +195,7 @@ pub enum Event {
         confirmed: bool,
     },
     /// This node's ability to serve, judged over time by the drive; `Some`: unfit, and why.
-    Health(Option<String>),
+    Health(Option<Unfit>),
     /// Take the service over though the owner is not known to be dead: an operator asks, or the
     /// owner itself, which cannot serve and cannot let go in good order.
     TakeOver {
@@ -218,6 +218,8 @@ pub enum CasResult {
     },
     /// Somebody else wrote first; this is what is there now.
     Lost(Option<Versioned>),
+    /// It was not sent: the evidence that it rests on was gone.
+    NotSent(String),
     /// Nobody knows: a read must resolve it before anything is decided (S8).
     Unknown,
 }

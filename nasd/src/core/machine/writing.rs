@@ -51,6 +51,7 @@ impl Machine {
                 self.learn(found);
                 self.cas_not_won(now, "another node changed the record first", out);
             }
+            CasResult::NotSent(why) => self.cas_not_won(now, &why, out),
             CasResult::Unknown => {
                 self.must_read = true;
                 self.unsettled = self.record.as_ref().map(|v| v.revision);

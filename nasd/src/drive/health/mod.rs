@@ -24,6 +24,7 @@ use self::board::{Board, Check, Court};
 use super::hands::{Hands, lock};
 use super::task::{Command, Handle};
 use crate::core::machine::Event;
+use crate::core::peer::{Ailment, Unfit};
 use crate::core::view::Now;
 
 /// Between two judgements.
@@ -85,7 +86,19 @@ fn start(hands: &Arc<Hands>, board: &Arc<Board>) -> Vec<JoinHandle<()>> {
 #[derive(Debug, Default)]
 struct Told {
     unfit: Vec<Check>,
+    verdict: Option<Unfit>,
     behind: bool,
+}
+
+/// The worst of what is wrong decides what can still be done in good order.
+fn ailment(unfit: &[Check]) -> Ailment {
+    if unfit.iter().any(|c| matches!(c, Check::BackingDisk(_))) {
+        Ailment::Disk
+    } else if unfit.iter().any(|c| matches!(c, Check::Canary(_))) {
+        Ailment::Writes
+    } else {
+        Ailment::Other
+    }
 }
 
 impl Told {
@@ -97,11 +110,12 @@ impl Told {
                 None => tracing::info!(service = hands.service.name, "fit to serve again"),
             }
             (self.unfit, self.behind) = (unfit, true);
-            hands.beats.tell_health(verdict.clone());
+            self.verdict = verdict.clone().map(|why| Unfit::new(ailment(&self.unfit), why));
+            hands.beats.tell_health(self.verdict.clone());
             hands.health.send_replace(verdict);
         }
         if self.behind {
-            let event = Event::Health(hands.health.borrow().clone());
+            let event = Event::Health(self.verdict.clone());
             self.behind = handle.try_send(Command::Event(event)).is_err();
         }
     }

@@ -34,8 +34,9 @@ impl ServiceTask {
             }
             Effect::Cas { run, expected, record } => {
                 let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
+                let widens = self.machine.widens();
                 tokio::spawn(async move {
-                    let result = hands.write_record(expected, record).await;
+                    let result = hands.write_record(expected, record, widens).await;
                     drop(tell.send(Command::Event(Event::Cas { run, result })).await);
                 });
             }

@@ -128,16 +128,18 @@ fn etcd(node: &Node, nodes: &[Node]) -> String {
     text
 }
 
+/// Every option that nasd asks for, and times that notice a silent peer within 1.5 s: until then an owner's writes
+/// wait for a standby that has lost its power. DRBD wants `timeout` (tenths of a second) below the other two.
 const DRBD_GLOBAL: &str = "\
 global { usage-count no; }
 common {
     options { on-no-data-accessible suspend-io; }
     net {
         protocol C;
-        timeout 20;
-        ping-int 3;
+        timeout 9;
+        ping-int 1;
         ping-timeout 5;
-        connect-int 3;
+        connect-int 1;
         rr-conflict disconnect;
         after-sb-0pri disconnect;
         after-sb-1pri disconnect;

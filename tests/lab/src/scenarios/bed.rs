@@ -101,7 +101,7 @@ pub struct Bed {
     logs: BTreeMap<&'static str, Vec<String>>,
 }
 
-fn config(ctx: &Ctx, services: &[Svc]) -> String {
+fn config(ctx: &Ctx, services: &[Svc], extra: &Extra) -> String {
     let endpoints = ctx.lab.etcd_endpoints().iter().map(|e| format!("{e:?}")).collect::<Vec<_>>();
     let pki = "ca = \"/etc/lab/pki/ca.pem\", cert = \"/etc/lab/pki/node.pem\", key = \"/etc/lab/pki/node.key\"";
     let slow = ctx.lab.engine().patience() > 1;
@@ -115,6 +115,12 @@ fn config(ctx: &Ctx, services: &[Svc]) -> String {
             node.name,
             node.address()
         );
+        if extra.fence {
+            let port = node.power_switch().port();
+            text += &format!(
+                "[node.fence]\nagent = \"{FENCE_AGENT}\"\ntimeout = \"5s\"\nparameters = {{ port = {port} }}\n\n"
+            );
+        }
     }
     text += &format!("[peer]\n{}\n\n", pki.replace(", ", "\n"));
     if slow {
@@ -136,6 +142,30 @@ fn config(ctx: &Ctx, services: &[Svc]) -> String {
     text
 }
 
+/// What only some scenarios need.
+#[derive(Default)]
+pub struct Extra {
+    /// A script that each NAS node runs before its data disks are used first, and again in each boot.
+    pub hook: &'static str,
+    /// Nodes can switch each other off.
+    pub fence: bool,
+}
+
+/// A fence agent as the standard ones are: parameters on standard input, 2 as the status of a node that is off.
+const FENCE_AGENT: &str = "/usr/sbin/fence_lab";
+const AGENT: &str = "\
+#!/bin/bash
+while IFS= read -r line; do
+    case $line in action=*) action=${line#*=} ;; port=*) port=${line#*=} ;; esac
+done
+exec 3<>\"/dev/tcp/10.78.0.1/$port\" || exit 1
+echo \"$action\" >&3
+read -r -t 10 answer <&3
+case $action:$answer in off:done | on:done | status:on) exit 0 ;; status:off) exit 2 ;; esac
+echo \"the power switch says '$answer'\" >&2
+exit 1
+";
+
 /// Starts nasd now and in each boot; on the disk before a power cut can come.
 const ENABLE: &str =
     "systemctl daemon-reload && systemctl enable nasd && sync && systemctl --no-block start nasd";
@@ -149,22 +179,24 @@ impl Bed {
     /// # Errors
     /// Whatever does not come up in time.
     pub fn up(ctx: &mut Ctx, services: &[Svc]) -> Result<Self, LabError> {
-        Self::up_with(ctx, services, "")
+        Self::up_with(ctx, services, &Extra::default())
     }
 
-    /// As [`Bed::up`]; `hook` is a script that each NAS node runs now, before its data disks are used, and again in
-    /// each boot.
+    /// As [`Bed::up`], with more.
     ///
     /// # Errors
     /// As [`Bed::up`].
-    pub fn up_with(ctx: &mut Ctx, services: &[Svc], hook: &str) -> Result<Self, LabError> {
+    pub fn up_with(ctx: &mut Ctx, services: &[Svc], extra: &Extra) -> Result<Self, LabError> {
         ctx.lab.wait_etcd()?;
-        for nas in NAS.iter().filter(|_| !hook.is_empty()) {
-            ctx.lab.push(nas, BOOT_HOOK, hook.as_bytes(), 0o755)?;
+        for nas in NAS {
+            ctx.lab.push(nas, FENCE_AGENT, AGENT.as_bytes(), 0o755)?;
+        }
+        for nas in NAS.iter().filter(|_| !extra.hook.is_empty()) {
+            ctx.lab.push(nas, BOOT_HOOK, extra.hook.as_bytes(), 0o755)?;
             ctx.lab.sh(nas, &format!("sh {BOOT_HOOK}"), ctx.patience(Duration::from_secs(20)))?;
         }
         ctx.lab.drbd_init()?;
-        let text = config(ctx, services);
+        let text = config(ctx, services, extra);
         let limit = ctx.patience(Duration::from_secs(20));
         for nas in NAS {
             ctx.lab.push(nas, "/etc/nasd/nasd.toml", text.as_bytes(), 0o644)?;

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::Duration;
 
-use super::bed::{Bed, FAIL_POINTS, NAS, VMS};
+use super::bed::{Bed, Extra, FAIL_POINTS, NAS, VMS};
 use super::mid_move::wait_stopped;
 use super::recovery::{PROMPT, SERVED, WHOLE, one, other, until};
 use super::{Ctx, Scenario};
@@ -62,8 +62,8 @@ fn power(ctx: &mut Ctx, on: bool, node: &str) -> Result<(), LabError> {
     ctx.lab.fault(&if on { Fault::PowerOn { node } } else { Fault::PowerCut { node } })
 }
 
-fn begin(ctx: &mut Ctx, hook: &str) -> Result<Bed, LabError> {
-    let mut bed = Bed::up_with(ctx, &[VMS], hook)?;
+fn begin(ctx: &mut Ctx, hook: &'static str) -> Result<Bed, LabError> {
+    let mut bed = Bed::up_with(ctx, &[VMS], &Extra { hook, ..Extra::default() })?;
     bed.pause_ms = 10;
     bed.wait_whole(ctx, Duration::from_secs(30))?;
     bed.write(ctx)?;

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, NAS, VMS, leftovers};
+use super::bed::{Bed, Extra, NAS, VMS, leftovers};
 use super::recovery::{PROMPT, SERVED, WHOLE, one, other, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
@@ -71,7 +71,7 @@ const HUNG_OWNER: f64 = 40_000.0;
 const IN_ORDER: f64 = 5000.0;
 
 fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up_with(ctx, &[VMS], TABLES)?;
+    let mut bed = Bed::up_with(ctx, &[VMS], &Extra { hook: TABLES, ..Extra::default() })?;
     bed.pause_ms = 10;
     bed.wait_whole(ctx, Duration::from_secs(30))?;
     bed.write(ctx)?;

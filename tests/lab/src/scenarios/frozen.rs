@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, NAS, VMS};
+use super::bed::{Bed, Extra, NAS, VMS};
 use super::recovery::{PROMPT, WHOLE, demand_silence, packets_of};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
@@ -39,6 +39,16 @@ pub const NODE: Scenario = Scenario {
     nightly: true,
     clients: 2,
     run: freeze_active,
+};
+
+/// The same with a fence agent.
+pub const FENCED: Scenario = Scenario {
+    name: "freeze-active-fenced",
+    summary: "the owner stands still and is switched off by the fence agent: taken over at once",
+    engine: None,
+    nightly: true,
+    clients: 2,
+    run: freeze_fenced,
 };
 
 /// A nasd that dies all the time.
@@ -158,6 +168,25 @@ fn freeze_active(ctx: &mut Ctx) -> Result<(), LabError> {
     bed.conclude(ctx, &[window])?;
     bed.bound_stall(ctx, "stall of the takeover", &[window], TAKEN_MAX);
     bed.bound_stall(ctx, "stall while the old owner returns", &[thaw], 1000.0);
+    Ok(())
+}
+
+fn freeze_fenced(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = Bed::up_with(ctx, &[VMS], &Extra { fence: true, ..Extra::default() })?;
+    bed.pause_ms = 10;
+    bed.wait_whole(ctx, Duration::from_secs(30))?;
+    bed.write(ctx)?;
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    let freeze = Fault::Freeze { node: owner.clone() };
+    let (served, window) = bed.strike(ctx, |ctx| ctx.lab.fault(&freeze))?;
+    ctx.demand(served != owner, "the other node has taken over");
+    let off = ctx.lab.switched_off(&owner)?;
+    ctx.demand(off, "the fence agent has switched the old owner off");
+    ctx.lab.fault(&Fault::PowerCut { node: owner.clone() })?;
+    let whole = bed.power_on(ctx, &owner)?;
+    ctx.demand(whole == served, "the new owner keeps the service");
+    bed.conclude(ctx, &[window])?;
+    bed.bound_stall(ctx, "stall of the takeover", &[window], TAKEN_MAX);
     Ok(())
 }
 

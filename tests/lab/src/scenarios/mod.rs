@@ -99,6 +99,7 @@ pub const ALL: &[Scenario] = &[
     frozen::NASD,
     frozen::NASD_SHORT,
     frozen::NODE,
+    frozen::FENCED,
     cuts::REPLICATION,
     cuts::CLIENTS,
     cuts::ACTIVE,

@@ -78,7 +78,10 @@ impl World {
             let Some(content) = self.pair.readable(n, v) else { continue };
             if let Some(lost) = content.writes.missing(&acked) {
                 self.violate("lost write", || {
-                    format!("write {lost} was acknowledged and {} serves without it", super::name_of(n))
+                    format!(
+                        "write {lost} was acknowledged and {} serves without it",
+                        super::name_of(n)
+                    )
                 });
             }
         }

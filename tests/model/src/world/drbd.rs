@@ -10,23 +10,8 @@ use nasd::core::record::DataUuid;
 use nasd::core::view::{DrbdView, Role};
 
 use super::data::{Content, Marker, VOLUMES, Writes};
-
-/// State of a disk, in DRBD's order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Disk {
-    /// Failed and detached.
-    Failed,
-    /// In the middle of a resynchronisation.
-    Inconsistent,
-    /// A newer generation exists.
-    Outdated,
-    /// The peer's disk while there is no connection.
-    Unknown,
-    /// Complete at its time; what came later is not known.
-    Consistent,
-    /// Complete.
-    UpToDate,
-}
+pub use super::volume::{Disk, Volume};
+use super::volume::{Verdict, fresh_volume, handshake};
 
 /// State of the connection on one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,38 +22,6 @@ pub enum Conn {
     Connecting,
     /// Connected in that session.
     Connected(u64),
-}
-
-/// What survives a reboot of the node, in the volume's metadata.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Meta {
-    consistent: bool,
-    was_up_to_date: bool,
-    peer_outdated: bool,
-}
-
-/// One volume on one node.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Volume {
-    /// The local disk.
-    pub disk: Disk,
-    /// The peer's disk as this side knows it.
-    pub peer: Disk,
-    uuid: u64,
-    /// The generation that a Primary without a disk has shown to its users.
-    exposed: u64,
-    history: Vec<u64>,
-    meta: Meta,
-    /// What is on the disk.
-    pub content: Content,
-    /// This side is the target of a resynchronisation.
-    target: bool,
-    source: bool,
-    /// The disk cannot be attached.
-    broken: bool,
-    /// Written here, not yet known to be at the peer: neither acknowledged nor failed.
-    pending: Writes,
-    pending_marker: bool,
 }
 
 /// One node's half.
@@ -86,8 +39,8 @@ pub struct Side {
     pub volumes: [Volume; VOLUMES],
     /// How often a connection came up: a helper's verdict from before is void.
     pub connects: u32,
-    peer_primary: bool,
-    crashed_primary: bool,
+    pub(super) peer_primary: bool,
+    pub(super) crashed_primary: bool,
 }
 
 /// What the world has to do after an operation.
@@ -132,23 +85,6 @@ pub struct Pair {
     next: u64,
 }
 
-fn fresh_volume() -> Volume {
-    Volume {
-        disk: Disk::UpToDate,
-        peer: Disk::UpToDate,
-        uuid: 2,
-        exposed: 2,
-        history: Vec::new(),
-        meta: Meta { consistent: true, was_up_to_date: true, peer_outdated: false },
-        content: Content::default(),
-        target: false,
-        source: false,
-        broken: false,
-        pending: Writes::default(),
-        pending_marker: false,
-    }
-}
-
 impl Pair {
     /// A new resource: connected, both complete and Secondary.
     #[must_use]
@@ -166,7 +102,7 @@ impl Pair {
         Self { sides: [side(), side()], link: true, out: Vec::new(), next: 4 }
     }
 
-    fn fresh(&mut self) -> u64 {
+    pub(super) fn fresh(&mut self) -> u64 {
         self.next += 2;
         self.next
     }
@@ -178,7 +114,7 @@ impl Pair {
         self.link && a.up && b.up && a.conn == b.conn && matches!(a.conn, Conn::Connected(_))
     }
 
-    fn changed(&mut self) {
+    pub(super) fn changed(&mut self) {
         if self.in_session() {
             for n in 0..2 {
                 let other = &self.sides[1 - n];
@@ -263,9 +199,8 @@ impl Pair {
 
     /// The marker file on every volume. True: it is stable.
     pub fn write_marker(&mut self, n: usize, marker: Marker) -> bool {
-        (0..VOLUMES).all(|volume| {
-            self.put(n, volume, |c| c.marker = marker, |v| v.pending_marker = true)
-        })
+        (0..VOLUMES)
+            .all(|volume| self.put(n, volume, |c| c.marker = marker, |v| v.pending_marker = true))
     }
 
     fn put(
@@ -327,7 +262,7 @@ impl Pair {
         self.leave(n, Conn::Connecting);
     }
 
-    fn leave(&mut self, n: usize, next: Conn) {
+    pub(super) fn leave(&mut self, n: usize, next: Conn) {
         let was = std::mem::replace(&mut self.sides[n].conn, next);
         let side = &mut self.sides[n];
         side.peer_primary = false;
@@ -593,7 +528,9 @@ impl Pair {
             if side.volumes.iter().any(|v| v.disk != Disk::UpToDate) {
                 return Promotion::Refused("no UpToDate disk");
             }
-            return self.become_primary(n);
+            self.become_primary(n);
+            self.leave_failed_disks_behind(n);
+            return Promotion::Done;
         }
         if side.volumes.iter().any(|v| v.disk < Disk::Consistent) {
             return Promotion::Refused("no UpToDate disk");
@@ -613,10 +550,9 @@ impl Pair {
         Promotion::Done
     }
 
-    fn become_primary(&mut self, n: usize) -> Promotion {
+    fn become_primary(&mut self, n: usize) {
         self.sides[n].primary = true;
         self.changed();
-        Promotion::Done
     }
 
     /// `secondary`; the caller has checked that nothing has it open.
@@ -637,203 +573,10 @@ impl Pair {
         self.changed();
         true
     }
-
-    // ---- disks and power ---------------------------------------------------------------------
-
-    /// An I/O error: the disk detaches itself; its metadata can be written no more (C2).
-    pub fn disk_fails(&mut self, n: usize, v: usize) {
-        if !self.sides[n].up || self.sides[n].volumes[v].disk == Disk::Failed {
-            return;
-        }
-        let volume = &mut self.sides[n].volumes[v];
-        (volume.disk, volume.broken) = (Disk::Failed, true);
-        volume.exposed = volume.uuid;
-        (volume.target, volume.source) = (false, false);
-        let used = self.sides.iter().any(|s| s.primary);
-        let uuid = self.fresh();
-        let session = self.in_session();
-        let other = &mut self.sides[1 - n].volumes[v];
-        if session {
-            if used && other.disk == Disk::UpToDate {
-                other.new_generation(uuid);
-                self.sides[n].volumes[v].exposed = uuid;
-            }
-            let other = &mut self.sides[1 - n].volumes[v];
-            (other.target, other.source) = (false, false);
-        }
-        self.changed();
-    }
-
-    /// The disk is sound again and attached; while connected that is a handshake of its own.
-    pub fn attach(&mut self, n: usize, v: usize) {
-        if !self.sides[n].volumes[v].broken {
-            return;
-        }
-        self.sides[n].volumes[v].broken = false;
-        if !self.sides[n].up {
-            return;
-        }
-        self.sides[n].volumes[v].attach();
-        if self.in_session() {
-            let [a, b] = &self.sides;
-            let verdict = handshake(a, b, v);
-            if verdict == Verdict::Split {
-                for n in 0..2 {
-                    self.leave(n, Conn::StandAlone);
-                }
-                return;
-            }
-            for n in 0..2 {
-                self.sides[n].volumes[v].join(n, verdict);
-            }
-            if let Conn::Connected(session) = self.sides[n].conn {
-                self.out.push(Out::Resync(session));
-            }
-        }
-        self.changed();
-    }
-
-    /// Power is gone.
-    pub fn crash(&mut self, n: usize) {
-        let side = &mut self.sides[n];
-        side.up = false;
-        side.crashed_primary |= side.primary;
-        (side.primary, side.frozen, side.peer_primary) = (false, false, false);
-        let was = std::mem::replace(&mut side.conn, Conn::StandAlone);
-        for volume in &mut side.volumes {
-            (volume.target, volume.source) = (false, false);
-            (volume.pending, volume.pending_marker) = (Writes::default(), false);
-        }
-        if matches!(was, Conn::Connected(_)) && self.sides[1 - n].conn == was {
-            self.out.push(Out::WillNotice(1 - n));
-        }
-        self.changed();
-    }
-
-    /// `drbdadm up` after a boot.
-    pub fn boot(&mut self, n: usize) {
-        let side = &mut self.sides[n];
-        (side.up, side.conn) = (true, Conn::Connecting);
-        side.volumes.iter_mut().for_each(Volume::attach);
-        self.changed();
-        self.out.push(Out::MayConnect);
-    }
-
-    /// Both replicas are connected and complete.
-    #[must_use]
-    pub fn redundant(&self) -> bool {
-        let complete = |s: &Side| s.volumes.iter().all(|v| v.disk == Disk::UpToDate);
-        self.in_session() && self.sides.iter().all(complete)
-    }
-
-    /// What the node's metadata would make of its disks at an attach; a running disk is what it is.
-    #[must_use]
-    pub fn claims_complete(&self, n: usize, v: usize) -> bool {
-        let side = &self.sides[n];
-        let volume = &side.volumes[v];
-        let disk = if side.up { volume.disk } else { volume.attached() };
-        disk >= Disk::Consistent
-    }
 }
 
 impl Default for Pair {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Volume {
-    /// An attached disk writes its state to its metadata; one that has failed cannot.
-    fn keep_meta(&mut self) {
-        match self.disk {
-            Disk::Failed | Disk::Unknown | Disk::Consistent => {}
-            Disk::Inconsistent => self.meta.consistent = false,
-            Disk::Outdated => self.meta.was_up_to_date = false,
-            Disk::UpToDate => {
-                (self.meta.consistent, self.meta.was_up_to_date) = (true, true);
-            }
-        }
-    }
-
-    fn attached(&self) -> Disk {
-        match self.meta {
-            _ if self.broken => Disk::Failed,
-            Meta { consistent: false, .. } => Disk::Inconsistent,
-            Meta { was_up_to_date: false, .. } => Disk::Outdated,
-            Meta { peer_outdated: true, .. } => Disk::UpToDate,
-            _ => Disk::Consistent,
-        }
-    }
-
-    fn attach(&mut self) {
-        self.disk = self.attached();
-        self.peer = if self.meta.peer_outdated { Disk::Outdated } else { Disk::Unknown };
-    }
-
-    fn outdate(&mut self) {
-        if self.disk >= Disk::Consistent {
-            self.disk = Disk::Outdated;
-            self.keep_meta();
-        }
-    }
-
-    fn new_generation(&mut self, uuid: u64) {
-        self.history.push(self.uuid);
-        self.uuid = uuid;
-    }
-
-    fn join(&mut self, n: usize, verdict: Verdict) {
-        if self.disk == Disk::Failed {
-            return;
-        }
-        match verdict {
-            Verdict::SyncTo(target) if target == n => {
-                (self.disk, self.target) = (Disk::Inconsistent, true);
-            }
-            Verdict::SyncTo(_) => (self.disk, self.source) = (Disk::UpToDate, true),
-            _ if self.disk >= Disk::Outdated => self.disk = Disk::UpToDate,
-            _ => {}
-        }
-    }
-
-    fn copy(&mut self, source: &Self) {
-        self.content = source.content;
-        self.uuid = source.uuid;
-        self.history.clone_from(&source.history);
-        (self.target, self.disk) = (false, Disk::UpToDate);
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Same,
-    SyncTo(usize),
-    Split,
-}
-
-/// Who has newer data, by the generations.
-fn handshake(a: &Side, b: &Side, v: usize) -> Verdict {
-    let (x, y) = (&a.volumes[v], &b.volumes[v]);
-    if x.disk == Disk::Failed || y.disk == Disk::Failed {
-        return Verdict::Same;
-    }
-    let verdict = if x.uuid == y.uuid {
-        match (a.crashed_primary, b.crashed_primary) {
-            (true, false) => Verdict::SyncTo(1),
-            (false, true) => Verdict::SyncTo(0),
-            _ => Verdict::Same,
-        }
-    } else if y.history.contains(&x.uuid) {
-        Verdict::SyncTo(0)
-    } else if x.history.contains(&y.uuid) {
-        Verdict::SyncTo(1)
-    } else {
-        Verdict::Split
-    };
-    match (x.disk == Disk::Inconsistent, y.disk == Disk::Inconsistent) {
-        (false, false) => verdict,
-        (true, false) if verdict != Verdict::SyncTo(1) => Verdict::SyncTo(0),
-        (false, true) if verdict != Verdict::SyncTo(0) => Verdict::SyncTo(1),
-        _ => Verdict::Split,
     }
 }

@@ -32,8 +32,10 @@ mod kernel;
 mod life;
 pub mod net;
 pub mod node;
+mod power;
 mod right;
 mod steps;
+pub mod volume;
 
 use clients::Clients;
 use coordinator::{Answer, Ask, Coordinator};
@@ -81,7 +83,7 @@ pub fn micros(d: Duration) -> Time {
 
 /// What a nasd process does.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Do {
+pub(crate) enum Do {
     /// Its regular tick.
     Tick,
     /// A beat is due; `regular`: the next one follows.
@@ -118,7 +120,7 @@ pub enum Do {
 
 /// What a kernel (or the volume process) does.
 #[derive(Debug, Clone, PartialEq)]
-pub enum InKernel {
+pub(crate) enum InKernel {
     /// A step takes effect; answered to that life of nasd.
     Step { life: u32, run: RunId, step: Step, context: StepContext },
     /// The helper asks nasd.
@@ -135,7 +137,7 @@ pub enum InKernel {
 
 /// What happens.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Happening {
+pub(crate) enum Happening {
     /// In that life of a nasd.
     Nasd(usize, u32, Do),
     /// In that boot of a kernel.
@@ -273,14 +275,14 @@ impl World {
     // ---- time --------------------------------------------------------------------------------
 
     /// Puts something into the queue.
-    pub fn at(&mut self, at: Time, what: Happening) {
+    pub(crate) fn at(&mut self, at: Time, what: Happening) {
         self.number += 1;
         let entry = Entry { at: at.max(self.now), number: self.number, what };
         self.queue.push(Reverse(entry));
     }
 
     /// The same, from now on.
-    pub fn later(&mut self, delay: Time, what: Happening) {
+    pub(crate) fn later(&mut self, delay: Time, what: Happening) {
         self.at(self.now + delay, what);
     }
 
@@ -364,7 +366,7 @@ impl World {
 
     /// What happens next, for the exhaustive search.
     #[must_use]
-    pub fn next(&self) -> Option<(Time, &Happening)> {
+    pub(crate) fn next(&self) -> Option<(Time, &Happening)> {
         self.queue.peek().map(|Reverse(e)| (e.at, &e.what))
     }
 
@@ -531,7 +533,9 @@ impl World {
                 self.note(n, || format!("  < Cas {run} {expected:?} {}", record_line(record)));
             }
             Effect::Run { run, step, context } => {
-                self.note(n, || format!("  < {step} (run {run}, epoch {}, {:?})", context.epoch, context.proof));
+                self.note(n, || {
+                    format!("  < {step} (run {run}, epoch {}, {:?})", context.epoch, context.proof)
+                });
             }
             other => self.note(n, || format!("  < {other:?}")),
         }

@@ -52,7 +52,7 @@ pub struct Server {
 
 /// What nasd waits for.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Waiting {
+pub(crate) enum Waiting {
     /// The core's read.
     Read,
     /// A read that is to carry the right of an epoch; its request's local time.
@@ -102,7 +102,7 @@ pub struct Nasd {
     /// What was granted.
     pub granted: Option<Right>,
     /// Open questions.
-    pub waiting: BTreeMap<u64, Waiting>,
+    pub(crate) waiting: BTreeMap<u64, Waiting>,
     /// The old owner waits for the verdict on its hand-over: its number.
     pub hand_over: Option<u64>,
 }

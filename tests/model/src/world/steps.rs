@@ -127,7 +127,9 @@ impl World {
         }
         let result = self.perform(n, step, &context);
         let text = result.as_ref().err().map(ToString::to_string);
-        self.note(n, || format!("  * {step}{}", text.map(|t| format!(": {t}")).unwrap_or_default()));
+        self.note(n, || {
+            format!("  * {step}{}", text.map(|t| format!(": {t}")).unwrap_or_default())
+        });
         if !self.calm && self.random.percent(self.weather.late_answers[n]) {
             let late = self.random.between(0, 2 * micros(step.deadline()));
             let event = nasd::core::machine::Event::Ran { run, result };

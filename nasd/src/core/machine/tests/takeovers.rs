@@ -247,14 +247,14 @@ fn double_fault_the_first_owner_refuses_stale_data_until_the_taker_is_back() {
 #[test]
 fn an_unfit_owner_moves_by_itself_and_an_unable_one_asks() {
     let mut world = World::new();
-    world.feed(0, Event::Health(Some("no carrier".into())));
+    world.feed(0, Event::Health(Some(Unfit::new(Ailment::Other, "no carrier"))));
     world.settle();
     assert_eq!(world.owner(), Some(1));
     assert_eq!(world.ends.pop(), Some(MoveEnd::Moved));
 
     let mut world = World::new();
     world.fail = Some((0, Step::Unmount, refused()));
-    world.feed(0, Event::Health(Some("disk hangs".into())));
+    world.feed(0, Event::Health(Some(Unfit::new(Ailment::Other, "disk hangs"))));
     world.settle();
     assert_eq!(world.nodes[0].asked.first().map(String::as_str), Some("disk hangs"));
     assert_eq!(world.record_now().authority(), Some(&names()[1]));
@@ -276,9 +276,9 @@ fn failback_happens_only_where_it_is_asked_for_and_only_after_its_delay() {
 #[test]
 fn h11_an_owner_held_back_by_its_standbys_disk_drops_it_and_goes_on() {
     let mut world = World::new();
-    let ill = PeerBeat { unfit: Some("disk hangs".into()), ..world.beat(1) };
+    let ill = PeerBeat { unfit: Some(Unfit::new(Ailment::Disk, "disk hangs")), ..world.beat(1) };
     world.feed(0, Event::Peer(ill));
-    world.feed(0, Event::Health(Some("canary hangs".into())));
+    world.feed(0, Event::Health(Some(Unfit::new(Ailment::Writes, "canary hangs"))));
     let effects = std::mem::take(&mut world.queue);
     let drops = |e: &(usize, Effect)| matches!(e.1, Effect::Chore { chore: Chore::DropPeer, .. });
     assert!(effects.iter().any(drops), "{effects:?}");
@@ -299,4 +299,50 @@ fn h2_a_freeze_that_stays_runs_the_helper_again() {
         world.execute(n, effect);
     }
     assert!(world.nodes[0].chores.contains(&Chore::Retrigger));
+}
+
+#[test]
+fn i3_the_last_current_node_is_never_excluded() {
+    let mut world = World::new();
+    world.nodes[0].disk_failed = true;
+    world.run_for(500);
+    assert_eq!(world.record_now().current, BTreeSet::from([names()[1].clone()]));
+    assert_eq!(world.owner(), Some(0), "it serves the other one's data");
+    world.linked = false;
+    world.run_for(500);
+    assert!(!world.record_now().current.is_empty());
+    assert!(!world.nodes[0].asked.is_empty(), "it asks the node that has the data");
+    world.run_for(8000);
+    assert_eq!(world.record_now().authority(), Some(&names()[1]));
+}
+
+#[test]
+fn c5_nothing_rests_on_a_record_that_is_being_widened() {
+    let mut world = World::new();
+    world.linked = false;
+    world.run_for(3000);
+    assert!(world.machines[0].is_settled() && world.machines[0].sole_current());
+    world.linked = true;
+    let view = world.view(0);
+    world.feed(0, Event::Drbd(view));
+    let widens = |e: &(usize, Effect)| matches!(&e.1, Effect::Cas { record, .. } if record.current.len() == 2);
+    assert!(world.queue.iter().any(widens), "{:?}", world.queue);
+    assert!(!world.machines[0].is_settled(), "the helper must wait for this write");
+}
+
+#[test]
+fn h11_a_dead_standby_is_dropped_before_drbd_notices() {
+    let mut world = World::new();
+    let now = world.now + Duration::from_secs(2);
+    let connected = world.view(0);
+    world.power_cut(1);
+    world.now = now;
+    world.feed(0, Event::Drbd(connected));
+    let seeks = world.queue.iter().find_map(|e| match &e.1 {
+        Effect::Seek { run } => Some(*run),
+        _ => None,
+    });
+    world.feed(0, Event::Sought { run: seeks.unwrap(), sign: Sign::Nothing });
+    let drops = |e: &(usize, Effect)| matches!(e.1, Effect::Chore { chore: Chore::DropPeer, .. });
+    assert!(world.queue.iter().any(drops), "{:?}", world.queue);
 }
