@@ -349,6 +349,20 @@ impl ResourceStatus {
         all(ConnState::StandAlone) && (none_is_proof || !self.connections.is_empty())
     }
 
+    /// The peer holds everything that was acknowledged, whatever our own disks are: all its disks are
+    /// `UpToDate`, and replication runs, or runs towards us.
+    #[must_use]
+    pub fn is_complete_at(&self, key: ConnKey) -> bool {
+        let Some(connection) = self.connections.iter().find(|c| c.key == key) else { return false };
+        let holds = |peer: &PeerDevice| {
+            peer.disk == DiskState::UpToDate
+                && (peer.repl == ReplState::Established || peer.repl.is_resync_target())
+        };
+        !self.devices.is_empty()
+            && connection.state == ConnState::Connected
+            && self.devices.keys().all(|volume| connection.peer_devices.get(volume).is_some_and(holds))
+    }
+
     /// A resync is running on some volume, paused included.
     #[must_use]
     pub fn is_resyncing(&self) -> bool {

@@ -125,6 +125,8 @@ struct AutoMove {
     running: bool,
     failed: u32,
     not_before: Now,
+    /// The other node was asked to take over: until then nothing is written that would forbid it.
+    yield_until: Now,
 }
 
 /// Since when something has been so; `None`: it is not.
@@ -137,6 +139,10 @@ struct Since {
     closing: Option<Now>,
     /// All is well for a move back.
     well: Option<Now>,
+    /// The service belongs here and does not open.
+    cannot_open: Option<Now>,
+    /// The record was read last.
+    learned: Option<Now>,
     connected_once: bool,
     sound_once: bool,
 }
@@ -297,6 +303,7 @@ impl Machine {
         self.take_in(now, event, &mut out);
         self.expire(now, &mut out);
         self.decide(now, &mut out);
+        self.refuse_unheard_asking(&mut out);
         self.beside(now, &mut out);
         out
     }
@@ -310,6 +317,7 @@ impl Machine {
             }
             Event::Record(record) => {
                 self.read_again_at = now;
+                self.since.learned = Some(now);
                 self.learn(record);
             }
             Event::RecordUnreadable(reason) => {

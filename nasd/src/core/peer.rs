@@ -36,6 +36,8 @@ pub struct PeerBeat {
     pub violations: Option<Vec<String>>,
     /// Whether it reaches the coordinator; `None`: not known.
     pub coordinator: Option<bool>,
+    /// It is taking the service over: asked for, or because it hears nothing of this node.
+    pub taking: bool,
     /// Why it could not serve, were it asked to; none: it could.
     pub unfit: Option<Unfit>,
 }

@@ -41,7 +41,8 @@ pub struct DrbdView {
     pub local_consistent: bool,
     /// Some volume's local disk is less than that by itself: failed, detached, inconsistent.
     pub local_failed: bool,
-    /// Every volume's peer disk is `UpToDate` and its replication `Established`.
+    /// Every volume's peer disk is `UpToDate` and holds what we acknowledge: its replication is
+    /// `Established`, or we are the ones who are being resynchronised.
     pub peer_up_to_date: bool,
     /// A resynchronisation runs on some volume, in either direction.
     pub resync: bool,

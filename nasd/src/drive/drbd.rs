@@ -328,7 +328,7 @@ pub fn view(status: &ResourceStatus) -> DrbdView {
         local_up_to_date: status.all_up_to_date() && !status.is_resync_target(),
         local_consistent: consistent(status),
         local_failed: failed(status),
-        peer_up_to_date: connected && key.is_some_and(|k| status.is_in_sync_with(k)),
+        peer_up_to_date: connected && key.is_some_and(|k| status.is_complete_at(k)),
         resync: status.is_resyncing(),
         frozen: status.suspended.fencing,
         data_uuid: uuids,

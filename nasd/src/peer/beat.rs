@@ -78,6 +78,7 @@ pub fn heard(beat: &ServiceBeat) -> PeerBeat {
         frozen: beat.frozen,
         violations: beat.attested.then(|| beat.drbd_violations.clone()),
         coordinator: beat.coordinator,
+        taking: beat.stage == "taking-over",
         unfit: (!beat.unfit.is_empty()).then(|| Unfit::new(ailment(beat), beat.unfit.clone())),
     }
 }

@@ -3,6 +3,8 @@
 //! Owns chance. Every fault ends before the world is mended; afterwards the service must come back
 //! within a bound, and meanwhile no property may break.
 
+use nasd::core::peer::Ailment;
+
 use crate::hole::Planted;
 use crate::properties::{self, Violation};
 use crate::random::Random;
@@ -59,7 +61,7 @@ pub enum Fault {
     /// An operator disconnects DRBD gracefully on a node.
     Disconnect(usize),
     /// A node's health.
-    Unfit(usize, bool),
+    Unfit(usize, Option<Ailment>),
     /// An operator moves the service.
     Switchover,
     /// Everything is repaired.
@@ -277,7 +279,10 @@ impl Plan<'_> {
             16 => self.for_a_while(Fault::Failing(n, 30), Fault::Failing(n, 0)),
             17 => self.for_a_while(Fault::HelperBroken(n, true), Fault::HelperBroken(n, false)),
             18 => self.for_a_while(Fault::HelperLate(n, 4 * S), Fault::HelperLate(n, 0)),
-            19 => self.for_a_while(Fault::Unfit(n, true), Fault::Unfit(n, false)),
+            19 => {
+                let ailment = self.random.pick(&[Ailment::Disk, Ailment::Writes, Ailment::Other]);
+                self.for_a_while(Fault::Unfit(n, Some(ailment)), Fault::Unfit(n, None));
+            }
             22 => self.for_a_while(Fault::LateAnswers(n, 40), Fault::LateAnswers(n, 0)),
             23 => self.for_a_while(Fault::NoMount(n, true), Fault::NoMount(n, false)),
             20 if self.random.percent(30) => self.at(at, Fault::Disconnect(n)),

@@ -84,6 +84,14 @@ impl Machine {
             && !self.drbd.connected
             && self.drbd.local_consistent
             && self.side.outdated_in != Some(record.epoch)
+            && self.read_since_the_loss()
+    }
+
+    /// What is outdated stays so until a resynchronisation: not on a record from before the loss.
+    fn read_since_the_loss(&self) -> bool {
+        let asked = self.since.disconnected.is_some_and(|at| self.last_read >= at);
+        let answered = self.since.learned.is_some_and(|at| at >= self.last_read);
+        asked && answered && !self.must_read && self.is_settled()
     }
 
     /// The record says since a while that this node is alone, and the kernel has not been told.
@@ -105,7 +113,8 @@ impl Machine {
             && ails(&self.peer_view.beat.unfit, Ailment::Disk);
         let fresh = self.side.sought.filter(|(at, _)| now < *at + SEEK_AGAIN);
         let dead = matches!(fresh, Some((_, Sign::Nothing))) && !self.peer_is_fresh(now);
-        self.stage == Stage::Serving && self.drbd.connected && (hangs || dead)
+        let yields = self.yields(now);
+        self.stage == Stage::Serving && self.drbd.connected && !yields && (hangs || dead)
     }
 
     /// A serving owner looks for a silent peer too: DRBD takes seconds to notice what beats and knocks

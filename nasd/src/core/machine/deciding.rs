@@ -48,6 +48,7 @@ impl Machine {
                     self.warmed(now, Err(reason), out);
                 }
             }
+            (Stage::Opening { .. }, Job::Step(Step::Promote)) => self.promotion_alone(now, out),
             (Stage::HandedOver { .. }, Job::HandOver) => {
                 let Some(record) = self.record().cloned() else { return };
                 if !matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me) {
@@ -59,6 +60,19 @@ impl Machine {
         }
     }
 
+    /// The link went while the kernel promotes: it waits for its fence helper, the helper for a record
+    /// without the peer. The peer had demoted (that was the proof) and comes back only by winning a
+    /// compare-and-set on this same record, so the first of the two decides (C1, C4).
+    fn promotion_alone(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(record) = self.record().cloned() else { return };
+        let lost = !self.drbd.connected && self.drbd.role != Role::Unknown;
+        let mine = record.authority() == Some(&self.me) && record.current.contains(&self.me);
+        if lost && mine && record.current.contains(&self.peer) && now >= self.not_before {
+            self.pending = None; // goes on in the kernel; the step is run again and finds it done
+            self.change(now, record.exclude(&self.me, &self.peer), CAS, out);
+        }
+    }
+
     /// H2, I14: a Primary whose peer is gone is frozen until the record says that it is alone; steps
     /// on the frozen volume would hang. While serving, `decide_serving` does the same.
     pub(super) fn exclude_lost_peer(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
@@ -67,7 +81,7 @@ impl Machine {
             && self.stage != Stage::Serving
             && !self.peer_holds_everything()
             && record.current.contains(&self.peer);
-        if !concerned || now < self.not_before {
+        if !concerned || now < self.not_before || self.yields(now) {
             return false;
         }
         if !record.current.contains(&self.me) {
@@ -169,6 +183,7 @@ impl Machine {
             self.problem = Some(
                 "the record names this node, but DRBD is not connected to a Secondary peer with an UpToDate disk here; promoting now could split the data".into(),
             );
+            self.give_away_what_does_not_open(now, out);
             return;
         }
         self.problem = None;
@@ -221,6 +236,7 @@ impl Machine {
             return;
         }
         self.problem = None;
+        self.since.cannot_open = None;
         self.stage = Stage::Standby;
         self.consider_takeover(now, record, out);
     }
@@ -257,14 +273,16 @@ impl Machine {
             Phase::Serving { owner } if *owner == self.me => {
                 if record.generation < self.generation {
                     record.reopened(&self.me, self.generation, uuids)
+                } else if me_current && self.drbd.local_failed && self.peer_holds_everything() {
+                    record.exclude(&self.me, &self.me) // its own disk: the data lives over there
+                } else if peer_current && !self.peer_holds_everything() && self.yields(now) {
+                    return;
                 } else if peer_current && !me_current && !self.peer_holds_everything() {
                     let why = format!("{} alone has the data and is not reached", self.peer);
                     self.ask_for_takeover(now, why, out);
                     return;
                 } else if peer_current && !self.peer_holds_everything() {
                     record.exclude(&self.me, &self.peer)
-                } else if me_current && self.drbd.local_failed && self.peer_holds_everything() {
-                    record.exclude(&self.me, &self.me) // its own disk: the data lives over there
                 } else if !peer_current && self.drbd.both_current() {
                     record.include(&self.me, &self.peer)
                 } else if !me_current && self.drbd.both_current() {

@@ -4,7 +4,11 @@
 use super::*;
 
 impl Machine {
-    pub(super) fn see_drbd(&mut self, now: Now, view: DrbdView) {
+    pub(super) fn see_drbd(&mut self, now: Now, mut view: DrbdView) {
+        self.keep_history(&mut view);
+        // What the record said while all was well may be old: exclusion and inclusion do not raise the
+        // epoch, so nobody's beat tells of them.
+        self.must_read |= self.drbd.connected && !view.connected;
         let track = |since: &mut Option<Now>, holds: bool| {
             if holds {
                 since.get_or_insert(now);
@@ -19,6 +23,19 @@ impl Machine {
         self.since.connected_once |= view.connected;
         self.since.sound_once |= view.local_consistent;
         self.drbd = view;
+    }
+
+    /// 8.4 forgets a peer's slots with its connection, the former generation of our data among them.
+    /// As long as the current one is the same its past is too.
+    fn keep_history(&self, view: &mut DrbdView) {
+        for (volume, past) in &self.drbd.uuid_history {
+            if self.drbd.data_uuid.get(volume) != view.data_uuid.get(volume) {
+                continue;
+            }
+            let seen = view.uuid_history.entry(*volume).or_default();
+            let lost: Vec<_> = past.iter().filter(|u| !seen.contains(u)).copied().collect();
+            seen.extend(lost);
+        }
     }
 
     /// A beat: life, and facts. What it could not tell now but has told before stays known.

@@ -88,6 +88,7 @@ impl Machine {
         if let Err(no) = may {
             let ms = silent.as_millis();
             self.problem = Some(format!("{} is silent since {ms} ms; no takeover: {no}", self.peer));
+            self.must_read |= now >= self.last_read + Duration::from_secs(1);
             return;
         }
         self.weigh(now, silent, out);
@@ -247,8 +248,8 @@ impl Machine {
     /// This node has the authority and does not serve: after a start, a takeover, a failed opening.
     pub(super) fn decide_own(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
         let taking = matches!(record.phase, Phase::Taking { .. });
-        if taking && self.taking.is_none() && self.drbd.role != Role::Primary {
-            // A former life took over. When is not known: the wait begins anew.
+        if taking && self.taking.is_none() {
+            // A former life took over, and has never opened in this phase: the wait begins anew.
             self.open_not_before = self.wait_out(now);
             self.taking = Some("the takeover of a former life goes on".into());
         }
@@ -287,8 +288,45 @@ impl Machine {
     pub(super) fn ask_for_takeover(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.problem = Some(format!("{reason}; {} must take the service", self.peer));
         if now >= self.auto.not_before {
-            self.auto.not_before = now + Duration::from_secs(5);
-            out.push(Effect::AskTakeover { reason });
+            self.ask_now(now, reason, out);
+        }
+    }
+
+    fn ask_now(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
+        self.auto.not_before = now + ASK_PAUSE;
+        self.auto.yield_until = now + ASK_PAUSE;
+        out.push(Effect::AskTakeover { reason });
+    }
+
+    /// Whether the other node is to win the next compare-and-set: it was asked to take over, or says
+    /// that it does. The freeze lasts no longer by that than one side needs to act (design section 4).
+    pub(super) fn yields(&self, now: Now) -> bool {
+        let takes = self.peer_is_fresh(now) && self.peer_view.beat.taking;
+        let frozen = self.since.frozen.unwrap_or(now);
+        now < self.auto.yield_until || (takes && now < frozen + ASK_PAUSE)
+    }
+
+    /// An asking that nothing could be made of in this step is refused in it: it must not come true
+    /// days later.
+    pub(super) fn refuse_unheard_asking(&mut self, out: &mut Vec<Effect>) {
+        if self.asked.take().is_some() {
+            let stage = self.stage.name();
+            let why = self.problem.clone().unwrap_or_else(|| format!("it is {stage} here"));
+            self.answer_asked(Err(why), out);
+        }
+    }
+
+    /// The service belongs here, does not open, and the other node could serve it.
+    pub(super) fn give_away_what_does_not_open(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let since = *self.since.cannot_open.get_or_insert(now);
+        let Some(record) = self.record() else { return };
+        let able = record.hold.is_none()
+            && record.current.contains(&self.peer)
+            && self.peer_is_fresh(now)
+            && self.peer_view.beat.unfit.is_none();
+        if able && now >= since + OPEN_PATIENCE {
+            let why = self.problem.clone().unwrap_or_else(|| "it does not open".into());
+            self.ask_for_takeover(now, why, out);
         }
     }
 
@@ -352,11 +390,12 @@ impl Machine {
         record: &Record,
         out: &mut Vec<Effect>,
     ) -> bool {
-        if self.drbd.connected || self.drbd.role != Role::Secondary {
+        if self.drbd.role != Role::Secondary {
             return false;
         }
+        let cut = !self.drbd.connected;
         let idle_there = self.peer_is_fresh(now) && self.peer_view.beat.role == Role::Secondary;
-        if asked && idle_there && now >= self.not_before && self.may_take(record).is_ok() {
+        if cut && asked && idle_there && now >= self.not_before && self.may_take(record).is_ok() {
             self.begin_take(now, "the link was lost in the middle of a move".into(), out);
             return true;
         }
@@ -400,8 +439,8 @@ impl Machine {
         }
         // With hanging writes nothing can be written back or unmounted: no move in good order.
         if self.auto.failed >= 2 || ailment != Ailment::Other {
+            self.ask_now(now, reason, out);
             self.auto.not_before = now + AUTO_MOVE_PAUSE;
-            out.push(Effect::AskTakeover { reason });
             return false;
         }
         self.auto.running = true;

@@ -108,6 +108,7 @@ impl World {
             frozen: self.is_frozen(from),
             violations: Some(Vec::new()),
             coordinator: Some(true),
+            taking: matches!(self.machines[from].stage(), Stage::TakingOver { .. }),
             unfit: None,
         }
     }

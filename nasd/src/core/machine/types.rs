@@ -370,6 +370,10 @@ pub const CHORE_PAUSE: Duration = Duration::from_secs(1);
 pub const CONNECT_PAUSE: Duration = Duration::from_secs(3);
 /// How long a disk must have failed before that is marked: attaching passes through such states.
 pub const FAILED_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two askings of the other node, and how long this one waits for it to act.
+pub const ASK_PAUSE: Duration = Duration::from_secs(5);
+/// How long an owner tries to open before it asks the other node to take the service.
+pub const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an answerless freeze is watched before the helper is run again (H2).
 pub const FREEZE_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long a Primary without the authority may try to close in good order before it stops its node.

@@ -59,6 +59,7 @@ impl Machine {
         self.problem = None;
         self.hand_over = None;
         self.target_since = None;
+        self.since.cannot_open = None;
         self.answer(Ok(()), out);
         if self.taking.take().is_some() {
             out.push(Effect::TakeoverEnded(Ok(())));
@@ -96,6 +97,7 @@ impl Machine {
         } else {
             self.stage = Stage::Waiting;
             self.must_read = true;
+            self.give_away_what_does_not_open(now, out);
         }
     }
 

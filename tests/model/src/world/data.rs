@@ -36,12 +36,19 @@ impl Writes {
         self.0.iter().map(|w| w.count_ones()).sum()
     }
 
-    /// The first of `wanted` that is not here.
+    /// The first of `wanted` that is not here. Asked most often of all: a plain loop, because tests
+    /// run without optimisation.
     #[must_use]
     pub fn missing(&self, wanted: &Self) -> Option<u32> {
-        let at = self.0.iter().zip(wanted.0).position(|(have, want)| want & !have != 0)?;
-        let rest = wanted.0[at] & !self.0[at];
-        u32::try_from(at).ok().map(|at| at * 64 + rest.trailing_zeros())
+        let mut at = 0;
+        while at < self.0.len() {
+            let rest = wanted.0[at] & !self.0[at];
+            if rest != 0 {
+                return u32::try_from(at).ok().map(|at| at * 64 + rest.trailing_zeros());
+            }
+            at += 1;
+        }
+        None
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns how a fault of a schedule changes the world; what follows from it is the world's affair.
 
 use nasd::core::machine::Event;
+use nasd::core::peer::{Ailment, Unfit};
 
 use super::data::VOLUMES;
 use super::node::Process;
@@ -38,7 +39,7 @@ impl World {
             Fault::Disconnect(n) => {
                 self.pair.disconnect_gracefully(n);
             }
-            Fault::Unfit(n, on) => self.health(n, on),
+            Fault::Unfit(n, ailment) => self.health(n, ailment),
             Fault::Switchover => self.switchover(),
             Fault::Mend => self.mend(),
         }
@@ -64,10 +65,10 @@ impl World {
         }
     }
 
-    fn health(&mut self, n: usize, unfit: bool) {
+    fn health(&mut self, n: usize, unfit: Option<Ailment>) {
         self.weather.unfit[n] = unfit;
         if self.nodes[n].nasd.process != Process::Dead {
-            self.feed_later(n, MS, Event::Health(unfit.then(|| "unfit".to_owned())));
+            self.feed_later(n, MS, Event::Health(unfit.map(|a| Unfit::new(a, "unfit"))));
         }
     }
 
@@ -93,7 +94,7 @@ impl World {
             for v in 0..VOLUMES {
                 self.pair.attach(n, v);
             }
-            self.health(n, false);
+            self.health(n, None);
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use nasd::core::machine::{Event, Machine};
+use nasd::core::peer::Unfit;
 use nasd::core::record::NodeName;
 use nasd::core::view::Leftovers;
 
@@ -88,8 +89,9 @@ impl World {
             addressed: node.addressed,
             marked: node.marked,
         };
-        if self.weather.unfit[n] {
-            self.feed_later(n, 500 * MS, Event::Health(Some("unfit".into())));
+        if let Some(ailment) = self.weather.unfit[n] {
+            let unfit = Unfit::new(ailment, "unfit");
+            self.feed_later(n, 500 * MS, Event::Health(Some(unfit)));
         }
         self.feed(n, Event::Started(left));
     }

@@ -10,6 +10,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use nasd::core::machine::{Effect, Event, Machine, RunId, StepContext};
+use nasd::core::peer::Ailment;
 use nasd::core::record::NodeName;
 use nasd::core::step::{Step, StepError};
 use nasd::core::timing::Timing;
@@ -53,8 +54,9 @@ pub const S: Time = 1000 * MS;
 
 /// Grace in this world. Shorter than the real 90 s, so that schedules can outlast it.
 pub const GRACE: Time = 20 * S;
-/// How often the task that owns a machine looks at the time.
-const TICK: Time = 100 * MS;
+/// How often the task that owns a machine looks at the time. Half as often as the real one: nothing may
+/// hang on that.
+const TICK: Time = 200 * MS;
 
 /// The configuration's defaults.
 #[must_use]
@@ -199,7 +201,7 @@ pub struct Weather {
     /// A node's helper takes that long to tell its verdict, µs.
     pub helper_late: [Time; 2],
     /// A node's health as its nasd judges it.
-    pub unfit: [bool; 2],
+    pub unfit: [Option<Ailment>; 2],
 }
 
 /// The world.

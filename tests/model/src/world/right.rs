@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use nasd::core::machine::Event;
-use nasd::core::peer::{GateReport, PeerBeat};
+use nasd::core::peer::{GateReport, PeerBeat, Unfit};
 use nasd::core::right::{Grant, until};
 use nasd::core::step::{Step, StepError};
 use nasd::core::view::Role;
@@ -65,8 +65,7 @@ impl World {
     }
 
     fn own_beat(&self, n: usize) -> PeerBeat {
-        let view = self.pair.view(n);
-        let node = &self.nodes[n];
+        let (node, side) = (&self.nodes[n], &self.pair.sides[n]);
         let gate = match node.gate.deadline {
             Deadline::Never => GateReport::Open { left: None },
             Deadline::At(end) if self.gate_open(n) => {
@@ -77,11 +76,11 @@ impl World {
         PeerBeat {
             epoch: node.nasd.machine.record().map_or(0, |r| r.epoch),
             gate,
-            role: if node.up { view.role } else { Role::Unknown },
-            frozen: view.frozen,
+            role: if side.primary { Role::Primary } else { Role::Secondary },
+            frozen: side.frozen,
             violations: Some(Vec::new()),
             coordinator: Some(self.coordinator.answers(n)),
-            unfit: self.weather.unfit[n].then(|| "unfit".to_owned()),
+            unfit: self.weather.unfit[n].map(|a| Unfit::new(a, "unfit")),
         }
     }
 

@@ -1,6 +1,9 @@
 //! Takeover without consent, the way back, and when it must not happen.
 
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::core::record::DataUuid;
 
 impl World {
     fn run_for(&mut self, ms: u64) {
@@ -345,4 +348,124 @@ fn h11_a_dead_standby_is_dropped_before_drbd_notices() {
     world.feed(0, Event::Sought { run: seeks.unwrap(), sign: Sign::Nothing });
     let drops = |e: &(usize, Effect)| matches!(e.1, Effect::Chore { chore: Chore::DropPeer, .. });
     assert!(world.queue.iter().any(drops), "{:?}", world.queue);
+}
+
+#[test]
+fn s4_a_taker_restarted_after_its_promotion_waits_anew() {
+    let mut world = World::new();
+    let now = world.now;
+    assert!(world.machines[1].consent(now, 1, timing().ttl));
+    world.power_cut(0);
+    while !world.nodes[1].primary {
+        world.turn();
+    }
+    world.restart(1);
+    let restarted = world.now;
+    while world.owner().is_none() {
+        world.turn();
+    }
+    assert!(world.now >= restarted + timing().long_ttl, "it knows nothing of what was granted");
+}
+
+#[test]
+fn a_takeover_that_is_asked_of_the_owner_is_refused_at_once_and_forgotten() {
+    let mut world = World::new();
+    world.feed(0, Event::TakeOver { reason: "alice".into() });
+    let refused = |e: &(usize, Effect)| matches!(&e.1, Effect::TakeoverEnded(Err(_)));
+    assert!(world.queue.iter().any(refused), "{:?}", world.queue);
+    world.switchover(0);
+    world.run_for(2000);
+    assert_eq!(world.owner(), Some(1));
+    assert_eq!(world.record_now().epoch, 2, "nothing is taken over later");
+}
+
+#[test]
+fn s2_nobody_outdates_itself_on_a_record_from_before_the_loss() {
+    let mut world = World::new();
+    world.linked = false;
+    world.run_for(50);
+    let old = Versioned { revision: 0, ..world.stored.clone().unwrap() };
+    let sole = BTreeSet::from([names()[0].clone()]);
+    world.linked = true;
+    let view = world.view(1);
+    world.feed(1, Event::Drbd(view));
+    world.machines[1].record = Some(Versioned { record: Record { current: sole, ..old.record }, ..old });
+    world.linked = false;
+    let view = world.view(1);
+    world.queue.clear();
+    world.feed(1, Event::Drbd(view));
+    let outdates = |e: &(usize, Effect)| matches!(&e.1, Effect::Chore { chore: Chore::Outdate, .. });
+    assert!(!world.queue.iter().any(outdates), "it must read first: {:?}", world.queue);
+    assert!(world.queue.iter().any(|e| e.1 == Effect::Read));
+}
+
+#[test]
+fn an_owner_that_cannot_open_gives_the_service_to_the_other_node() {
+    let mut world = World::new();
+    world.power_cut(0);
+    world.power_cut(1);
+    world.run_for(1000);
+    world.power_on(0);
+    world.power_on(1);
+    world.fail = Some((0, Step::Mount, refused()));
+    world.run_for(40_000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[0]);
+}
+
+#[test]
+fn h4_a_hanging_owner_is_replaced_in_the_middle_of_a_move_too() {
+    let mut world = World::new();
+    world.run_for(500);
+    let now = world.now;
+    assert!(world.machines[1].consent(now, 1, timing().ttl));
+    let to = names()[1].clone();
+    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    for _ in 0..3 {
+        if let Some((n, effect)) = world.queue.pop_front() {
+            world.execute(n, effect);
+        }
+    }
+    world.nodes[0].frozen_nasd = true;
+    world.nodes[0].gate = false;
+    world.run_for(10_000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[1]);
+}
+
+#[test]
+fn s2_the_past_of_the_data_outlives_the_connection_that_told_it() {
+    let mut world = World::new();
+    let (one, two) = (DataUuid::new(0x10), DataUuid::new(0x20));
+    let known = DrbdView {
+        data_uuid: BTreeMap::from([(0, two)]),
+        uuid_history: BTreeMap::from([(0, vec![one])]),
+        ..world.view(1)
+    };
+    world.feed(1, Event::Drbd(known.clone()));
+    let forgotten = DrbdView { uuid_history: BTreeMap::new(), ..known };
+    world.feed(1, Event::Drbd(forgotten.clone()));
+    assert!(world.machines[1].drbd.descends_from(&BTreeMap::from([(0, one)])));
+    let other = DrbdView { data_uuid: BTreeMap::from([(0, DataUuid::new(0x30))]), ..forgotten };
+    world.feed(1, Event::Drbd(other));
+    assert!(!world.machines[1].drbd.descends_from(&BTreeMap::from([(0, one)])), "other data");
+}
+
+#[test]
+fn h12_a_link_lost_inside_a_promotion_is_decided_by_the_record_at_once() {
+    let mut world = World::new();
+    let to = names()[1].clone();
+    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    let promotes = |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
+    while !world.queue.iter().any(promotes) {
+        let (n, effect) = world.queue.pop_front().unwrap();
+        world.execute(n, effect);
+    }
+    world.queue.clear(); // the kernel waits for its helper
+    world.linked = false;
+    let view = world.view(1);
+    world.feed(1, Event::Drbd(view));
+    let sole = BTreeSet::from([names()[1].clone()]);
+    let excludes = |e: &(usize, Effect)| matches!(&e.1, Effect::Cas { record, .. } if record.current == sole);
+    assert!(world.queue.iter().any(excludes), "{:?}", world.queue);
+    world.settle();
+    assert_eq!(world.owner(), Some(1));
 }
