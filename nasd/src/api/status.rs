@@ -94,6 +94,10 @@ pub struct ServiceStatus {
     /// Who holds the service, and why: no automatic move or takeover until it is released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<String>,
+    /// An operator started the service on this node without the coordinator, which has not confirmed it
+    /// yet; absent: nothing of the kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<String>,
     /// Why this node is not fit to serve; absent: it is, as far as it knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<String>,

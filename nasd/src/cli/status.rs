@@ -205,7 +205,11 @@ fn problems(node: &str, s: &ServiceStatus, paint: Paint) -> String {
         let _ = writeln!(out, "  {} {}: {}", paint.bad("!"), clean(node), clean(what));
         let _ = writeln!(out, "      {remedy}");
     };
-    if let Some(problem) = &s.problem {
+    if let Some(emergency) = &s.emergency {
+        tell(emergency, "bring a majority of the coordinator back; keep the other node from serving");
+    }
+    let twice = s.problem.is_some() && s.problem == s.emergency;
+    if let Some(problem) = s.problem.as_ref().filter(|_| !twice) {
         tell(problem, "see: journalctl -u nasd");
     }
     if let Some(unfit) = &s.fit {
@@ -365,6 +369,18 @@ vms  served by nas1
     fn two_open_gates_are_an_alarm() {
         let shown = text(&[node("nas1", "nas2", true), node("nas2", "nas1", true)], json!([]));
         assert!(shown.contains("OPEN ON nas1 and nas2"), "{shown}");
+    }
+
+    #[test]
+    fn an_emergency_is_told_loudly_and_once() {
+        let mut bad = node("nas1", "nas2", true);
+        let told = "EMERGENCY: started by alice without the coordinator";
+        bad["services"][0]["problem"] = json!(told);
+        bad["services"][0]["emergency"] = json!(told);
+        let shown = text(&[bad], json!([]));
+        assert_eq!(shown.matches("EMERGENCY").count(), 1, "{shown}");
+        assert!(shown.contains("! nas1: EMERGENCY"), "{shown}");
+        assert!(shown.contains("bring a majority of the coordinator back"), "{shown}");
     }
 
     #[test]

@@ -97,6 +97,10 @@ pub struct NodeConfig {
     pub name: NodeName,
     /// Where its peer channel listens.
     pub address: SocketAddr,
+    /// A second address of it, on another network: beats are sent to both.
+    // Left out of the digest when there is none: nodes may be upgraded one after the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<SocketAddr>,
     /// What switches it off (S1, `Fenced`).
     #[serde(skip)]
     pub fence: Option<FenceAgent>,

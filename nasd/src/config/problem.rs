@@ -57,10 +57,26 @@ pub enum Problem {
         source: ValueError,
     },
     /// A socket address that does not parse, is unspecified or has port 0.
-    #[error("address {value:?} is not an IP address with a port")]
+    #[error("{key} {value:?} is not an IP address with a port")]
     NodeAddress {
+        /// The key.
+        key: &'static str,
         /// The text.
         value: String,
+    },
+    /// A second path over the address of the first fails with it.
+    #[error("heartbeat is on {address} as address is: that is no second path")]
+    SamePath {
+        /// The node's address.
+        address: IpAddr,
+    },
+    /// A second path leads to one node only.
+    #[error("node {with} has a heartbeat address and node {without} has none")]
+    OneSidedPath {
+        /// The node that has one.
+        with: String,
+        /// The node that has none.
+        without: String,
     },
     /// A parameter that a fence agent cannot be given, or that nasd gives itself.
     #[error(
@@ -253,6 +269,7 @@ impl Remedy for Problem {
             Self::Name { .. } => "config.name",
             Self::Value { .. } => "config.value",
             Self::NodeAddress { .. } => "config.node.address",
+            Self::SamePath { .. } | Self::OneSidedPath { .. } => "config.node.heartbeat",
             Self::FenceParameter { .. } => "config.node.fence",
             Self::Unusable { .. } => "config.address.unusable",
             Self::DurationRange { .. } | Self::NumberRange { .. } => "config.range",
@@ -287,6 +304,12 @@ impl Remedy for Problem {
                 "write what the agent's manual page lists under STDIN PARAMETERS".into()
             }
             Self::NodeAddress { .. } => "write it as \"10.77.0.11:7410\"".into(),
+            Self::SamePath { .. } => {
+                "give the node's address on another network, as that of DRBD's own link, or leave it out".into()
+            }
+            Self::OneSidedPath { without, .. } => {
+                format!("add heartbeat to {without}, or remove it from the other node")
+            }
             Self::Unusable { .. } => "use a unicast address of the clients' network".into(),
             Self::DurationRange { min, max, .. } => {
                 format!("choose a value from {} to {}", show_duration(*min), show_duration(*max))

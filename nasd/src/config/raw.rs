@@ -61,6 +61,7 @@ pub struct File {
 pub struct Node {
     pub name: Text,
     pub address: Text,
+    pub heartbeat: Option<Text>,
     pub fence: Option<Fence>,
 }
 

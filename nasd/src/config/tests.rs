@@ -126,6 +126,21 @@ const BAD: &[(&str, &str, usize, &str)] = &[
         "fence parameter \"ip\"",
     ),
     ("[control]", "[watchdog]\ndevice = \"watchdog0\"\n[control]", 18, "device"),
+    (
+        "[peer]",
+        "heartbeat = \"10.78.0.12:0\"\n[peer]",
+        10,
+        "heartbeat \"10.78.0.12:0\" is not an IP address with a port",
+    ),
+    ("[peer]", "heartbeat = \"10.77.0.12:7411\"\n[peer]", 10, "no second path"),
+    (
+        "[peer]",
+        "heartbeat = \"10.77.0.11:7410\"\n[peer]",
+        10,
+        "node address \"10.77.0.11:7410\" is already used on line 6",
+    ),
+    ("[peer]", "heartbeat = \"10.77.0.102:7410\"\n[peer]", 41, "already used on line 10"),
+    ("[peer]", "heartbeat = \"10.78.0.12:7410\"\n[peer]", 5, "node nas1 has none"),
     ("10.77.0.12:7410", "nas2:7410", 9, "not an IP address with a port"),
     ("10.77.0.12:7410", "10.77.0.12:0", 9, "not an IP address with a port"),
     (
@@ -242,6 +257,26 @@ fn the_digest_ignores_paths_of_keys_and_nothing_else() {
             Config::parse("x", &GOOD.replacen("preferred = \"nas1\"\n", "", 1)).unwrap().digest();
         assert_ne!(Config::parse("x", &text).unwrap().digest(), base, "{from}");
     }
+}
+
+/// Both nodes with a second path.
+fn two_paths() -> String {
+    let with = |text: String, node: &str, second: &str| {
+        let more = format!("{node}\"\nheartbeat = \"{second}\"");
+        text.replacen(&format!("{node}\""), &more, 1)
+    };
+    let text = with(GOOD.to_owned(), "10.77.0.11:7410", "10.78.0.11:7410");
+    with(text, "10.77.0.12:7410", "[fd78::12]:7410")
+}
+
+#[test]
+fn a_second_path_is_optional_and_must_be_equal_on_both_nodes() {
+    assert_eq!(good().nodes[0].heartbeat, None);
+    assert!(!serde_json::to_string(&good()).unwrap().contains("heartbeat\":null"));
+    let config = Config::parse("nasd.toml", &two_paths()).unwrap();
+    let second = config.nodes.each_ref().map(|n| n.heartbeat.unwrap().to_string());
+    assert_eq!(second, ["10.78.0.11:7410", "[fd78::12]:7410"]);
+    assert_ne!(config.digest(), good().digest());
 }
 
 #[test]

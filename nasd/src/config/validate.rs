@@ -254,13 +254,43 @@ impl Checker<'_> {
         for node in raw.iter().map(Spanned::get_ref) {
             let name = self.name("node name", &node.name, is_word, WORD_RULE);
             self.once(&mut names, name.clone(), node.name.span());
-            let Some(address) = self.node_address(&node.address) else { continue };
+            let Some(address) = self.node_address("address", &node.address) else { continue };
             self.once(&mut sockets, address, node.address.span());
             own.1.entry(address.ip()).or_insert_with(|| node.address.span());
+            let heartbeat = self.second_path(node, address, &mut sockets, own);
             let fence = node.fence.as_ref().map(|f| self.fence(f));
-            nodes.push(NodeConfig { name: NodeName(name), address, fence });
+            nodes.push(NodeConfig { name: NodeName(name), address, heartbeat, fence });
         }
+        self.second_paths_of_both(raw);
         nodes
+    }
+
+    fn second_path(
+        &mut self,
+        node: &raw::Node,
+        first: SocketAddr,
+        sockets: &mut Seen<SocketAddr>,
+        own: &mut Seen<IpAddr>,
+    ) -> Option<SocketAddr> {
+        let text = node.heartbeat.as_ref()?;
+        let address = self.node_address("heartbeat", text)?;
+        self.once(sockets, address, text.span());
+        if address.ip() == first.ip() {
+            self.refuse(text.span(), Problem::SamePath { address: first.ip() });
+        }
+        own.1.entry(address.ip()).or_insert_with(|| text.span());
+        Some(address)
+    }
+
+    /// Each node calls the other: a path that only one of them can use carries no right.
+    fn second_paths_of_both(&mut self, raw: &[Spanned<raw::Node>]) {
+        let one = raw.iter().map(Spanned::get_ref).find(|n| n.heartbeat.is_some());
+        let other = raw.iter().find(|n| n.get_ref().heartbeat.is_none());
+        if let (Some(one), Some(other)) = (one, other) {
+            let (with, without) = (one.name.get_ref().clone(), other.get_ref().name.get_ref());
+            let problem = Problem::OneSidedPath { with, without: without.clone() };
+            self.refuse(other.get_ref().name.span(), problem);
+        }
     }
 
     fn fence(&mut self, raw: &raw::Fence) -> FenceAgent {
@@ -283,12 +313,12 @@ impl Checker<'_> {
         FenceAgent { program, parameters, timeout }
     }
 
-    fn node_address(&mut self, text: &Text) -> Option<SocketAddr> {
+    fn node_address(&mut self, key: &'static str, text: &Text) -> Option<SocketAddr> {
         let parsed = text.get_ref().parse::<SocketAddr>().ok();
         let good =
             parsed.filter(|a| a.port() != 0 && !a.ip().is_unspecified() && !a.ip().is_multicast());
         if good.is_none() {
-            self.refuse(text.span(), Problem::NodeAddress { value: text.get_ref().clone() });
+            self.refuse(text.span(), Problem::NodeAddress { key, value: text.get_ref().clone() });
         }
         good
     }

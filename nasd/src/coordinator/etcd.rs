@@ -19,24 +19,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, Identity, KeyValue,
+    Certificate, Channel, Client, Compare, CompareOp, ConnectOptions, Error, Identity, KeyValue,
     ResponseHeader, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
 };
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use tokio::sync::mpsc;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use self::identity::ClusterId;
 use self::upkeep::Condition;
 use super::{CasOutcome, Coordinator, CoordinatorError, Versioned, parse};
 use crate::config::TlsPaths;
 use crate::core::record::Record;
+use crate::peer::dial;
 
 /// How long one member may keep us before the next is asked too: a few times what a write costs
 /// (slowest of 145 writes/s in the lab: 0.12 s).
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Limit of one attempt to connect.
+/// Limit of one attempt to connect, TLS included.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Interval and limit of HTTP/2 pings, which end a watch on a member that fell silent.
 const PING: Duration = Duration::from_secs(2);
@@ -96,18 +98,10 @@ impl Etcd {
         tls: Option<&TlsPaths>,
         deadline: Duration,
     ) -> Result<Self, CoordinatorError> {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(PING, PING)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some(paths) = tls {
-            options = options.with_tls(tls_options(paths)?);
-        }
+        let tls = tls.map(tls_options).transpose()?;
         let mut members = Vec::new();
         for endpoint in endpoints {
-            let client = Client::connect([endpoint], Some(options.clone())).await;
-            members.push(client.map_err(|e| CoordinatorError::SetUp { reason: e.to_string() })?);
+            members.push(member(endpoint, tls.clone()).await?);
         }
         Ok(Self {
             members,
@@ -217,6 +211,25 @@ impl Etcd {
     }
 }
 
+/// The client of one member. The channel is made here and not by etcd-client, whose limit of an attempt
+/// to connect leaves TLS out (see [`dial`]).
+async fn member(endpoint: &str, tls: Option<TlsOptions>) -> Result<Client, CoordinatorError> {
+    let set_up = |reason: String| CoordinatorError::SetUp { reason };
+    let unusable = |e: tonic::transport::Error| set_up(format!("{endpoint}: {e}"));
+    let mut channel = Endpoint::from_shared(endpoint.to_owned())
+        .map_err(unusable)?
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .keep_alive_while_idle(true);
+    if let Some(tls) = tls {
+        channel = channel.tls_config(tls).map_err(unusable)?;
+    }
+    let options = ConnectOptions::new().with_require_leader(true);
+    let client = Client::from_channel(Channel::Tonic(dial::lazily(&channel)), Some(options)).await;
+    client.map_err(|e| set_up(e.to_string()))
+}
+
 fn outcome(key: &str, answer: &TxnResponse) -> Result<CasOutcome, CoordinatorError> {
     if answer.succeeded() {
         let revision = answer.header().map_or(0, ResponseHeader::revision);
@@ -324,5 +337,33 @@ impl Coordinator for Etcd {
 
     fn alarm(&self) -> Option<String> {
         self.condition.alarm()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The kernel of a member that is stopped accepts, and nobody shakes hands: the attempt to connect
+    /// is given up for a new one, so that the member is found again soon after it goes on.
+    #[tokio::test]
+    async fn s8_a_stalled_handshake_does_not_hold_a_member() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = crate::peer::tls::testing::keys(dir.path(), "etcd");
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://{}", silent.local_addr().unwrap());
+        let limit = Duration::from_millis(300);
+        let store = Etcd::new("lab", &[endpoint], Some(&keys), limit).await.unwrap();
+        let reads = tokio::spawn(async move {
+            for _ in 0..10 {
+                assert!(store.read("vms").await.is_err(), "no answer is no record");
+            }
+        });
+        let (_first, _) = silent.accept().await.unwrap();
+        let again = tokio::time::timeout(CONNECT * 2, silent.accept()).await;
+        assert!(again.is_ok(), "the first connection is still waited for");
+        reads.await.unwrap();
     }
 }

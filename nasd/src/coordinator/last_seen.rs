@@ -1,10 +1,13 @@
 //! The last record that this node saw, on its own disk: a coordinator that shows less than that was
-//! lost, restored or replaced, and its answer is a no (S12).
+//! lost, restored or replaced, and its answer is a no (S12). Beside it, as long as it lasts, the word of
+//! an operator who had the service started from that record without the coordinator: it must survive a
+//! restart (S9), because data has been written on it.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +27,33 @@ pub struct LastSeen {
 struct Saved {
     crc32: u32,
     record: Record,
+    /// Unix time, seconds, when the current set was seen to have changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    current_since: Option<u64>,
+}
+
+/// What this node remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// The last record seen.
+    pub record: Record,
+    /// Unix time, seconds, by this node's clock, since when the record has had this current set, as
+    /// far as this node saw it.
+    pub current_since: Option<u64>,
+}
+
+/// An operator's emergency start that the coordinator has not confirmed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmergencyNote {
+    /// The record from which it was started.
+    pub base: Record,
+    /// Who typed it.
+    pub by: String,
+}
+
+fn unix_s() -> Option<u64> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|d| d.as_secs())
 }
 
 fn checksum(record: &Record) -> u32 {
@@ -36,6 +66,65 @@ impl LastSeen {
     pub fn at(state_dir: &Path, service: &str) -> Self {
         let path = state_dir.join(format!("{service}.record.json"));
         Self { path, cached: Arc::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// What was seen last; `None`: nothing yet.
+    ///
+    /// # Errors
+    /// Why the memory cannot be used, for the operator.
+    pub async fn last(&self) -> Result<Option<Memory>, String> {
+        let _turn = self.turn.lock().await;
+        let (path, cached) = (self.path.clone(), Arc::clone(&self.cached));
+        let job = tokio::task::spawn_blocking(move || load(&path, &cached));
+        let saved = job.await.map_err(|e| e.to_string())??;
+        Ok(saved.map(|s| Memory { record: s.record, current_since: s.current_since }))
+    }
+
+    fn note_path(&self) -> PathBuf {
+        self.path.with_extension("").with_extension("emergency.json")
+    }
+
+    /// Keeps an operator's emergency start, durably: before anything is done by it.
+    ///
+    /// # Errors
+    /// Why it could not be kept.
+    pub async fn begin_emergency(&self, note: &EmergencyNote) -> Result<(), String> {
+        let _turn = self.turn.lock().await;
+        let (path, text) = (self.note_path(), serde_json::to_vec(note));
+        let text = text.map_err(|e| e.to_string())?;
+        let job = tokio::task::spawn_blocking(move || {
+            write_durably(&path, &text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+        });
+        job.await.map_err(|e| e.to_string())?
+    }
+
+    /// The emergency start that goes on. One that was followed by a younger record is over.
+    ///
+    /// # Errors
+    /// Why it cannot be told.
+    pub async fn emergency(&self) -> Result<Option<EmergencyNote>, String> {
+        let last = self.last().await?;
+        let _turn = self.turn.lock().await;
+        let path = self.note_path();
+        let text = match tokio::fs::read(&path).await {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| format!("cannot read {}: {e}", path.display()))?,
+        };
+        let note: EmergencyNote = serde_json::from_slice(&text)
+            .map_err(|e| format!("{} is damaged: {e}", path.display()))?;
+        Ok(Some(note).filter(|n| last.is_none_or(|l| l.record.epoch <= n.base.epoch)))
+    }
+
+    /// It is over. What cannot be removed is told, and ends with the next younger record.
+    pub async fn end_emergency(&self) {
+        let _turn = self.turn.lock().await;
+        let path = self.note_path();
+        match tokio::fs::remove_file(&path).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, path = %path.display(), "the emergency start's note stays; remove it by hand");
+            }
+            _ => {}
+        }
     }
 
     /// Compares what the coordinator shows with what was seen, and keeps it when it is newer. One at
@@ -77,10 +166,15 @@ fn judge_and_store(
     let seen = load(path, cached)?;
     judge(seen.as_ref().map(|s| &s.record), read.as_ref())?;
     let Some(record) = read else { return Ok(()) };
-    if seen.is_some_and(|s| s.record == record) {
+    if seen.as_ref().is_some_and(|s| s.record == record) {
         return Ok(());
     }
-    let saved = Saved { crc32: checksum(&record), record };
+    let current_since = match &seen {
+        Some(s) if s.record.current == record.current => s.current_since,
+        Some(_) => unix_s(),
+        None => None, // who was current before this node looked is not known
+    };
+    let saved = Saved { crc32: checksum(&record), record, current_since };
     let text = serde_json::to_vec(&saved).map_err(|e| e.to_string())?;
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
@@ -139,6 +233,47 @@ mod tests {
         assert!(memory.judge_and_store(Some(&at(2, 5))).await.is_err());
         assert!(memory.judge_and_store(Some(&at(3, 4))).await.is_err());
         assert!(memory.judge_and_store(Some(&at(4, 5))).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_was_seen_last_is_told_with_the_age_of_its_current_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = LastSeen::at(dir.path(), "vms");
+        assert_eq!(memory.last().await, Ok(None));
+        memory.judge_and_store(Some(&at(3, 5))).await.unwrap();
+        let first = Memory { record: at(3, 5).record, current_since: None };
+        assert_eq!(memory.last().await, Ok(Some(first)));
+        let mut sole = at(3, 6);
+        sole.record.current = BTreeSet::from([NodeName::from("b")]);
+        memory.judge_and_store(Some(&sole)).await.unwrap();
+        let since = memory.last().await.unwrap().unwrap().current_since;
+        assert!(since.is_some());
+        sole.record.generation = 7;
+        memory.judge_and_store(Some(&sole)).await.unwrap();
+        let again = LastSeen::at(dir.path(), "vms").last().await.unwrap().unwrap();
+        assert_eq!((again.record, again.current_since), (sole.record, since));
+    }
+
+    #[tokio::test]
+    async fn s9_an_emergency_start_is_remembered_until_a_younger_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = LastSeen::at(dir.path(), "vms");
+        memory.judge_and_store(Some(&at(3, 5))).await.unwrap();
+        assert_eq!(memory.emergency().await, Ok(None));
+        let note = EmergencyNote { base: at(3, 5).record, by: "alice".into() };
+        memory.begin_emergency(&note).await.unwrap();
+        let memory = LastSeen::at(dir.path(), "vms");
+        assert_eq!(memory.emergency().await, Ok(Some(note.clone())));
+        memory.judge_and_store(Some(&at(3, 5))).await.unwrap();
+        assert_eq!(memory.emergency().await, Ok(Some(note.clone())), "the same record");
+        memory.judge_and_store(Some(&at(4, 6))).await.unwrap();
+        assert_eq!(memory.emergency().await, Ok(None), "over");
+        memory.begin_emergency(&note).await.unwrap();
+        memory.end_emergency().await;
+        memory.end_emergency().await;
+        assert!(!dir.path().join("vms.emergency.json").exists());
+        std::fs::write(dir.path().join("vms.emergency.json"), "{").unwrap();
+        assert!(memory.emergency().await.unwrap_err().contains("damaged"));
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 pub use etcd::Etcd;
 pub use file::{FileStore, write_durably};
-pub use last_seen::LastSeen;
+pub use last_seen::{EmergencyNote, LastSeen, Memory};
 
 use crate::config::{Config, CoordinatorConfig};
 use crate::core::record::Record;

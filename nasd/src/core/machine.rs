@@ -8,7 +8,7 @@
 //! At most one effect that answers (and one read) is under way at a time; answers to abandoned ones are ignored by
 //! their [`RunId`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::hole::{Hole, Holes};
@@ -22,6 +22,7 @@ mod beside;
 mod deciding;
 mod hearing;
 mod moving;
+mod recovery;
 mod taking;
 mod types;
 mod walking;
@@ -32,9 +33,19 @@ pub use types::*;
 #[derive(Debug, Clone, PartialEq)]
 enum Job {
     Step(Step),
-    Cas(Record),
+    Cas(CasJob),
     Warm,
     HandOver,
+}
+
+/// A compare-and-set under way.
+#[derive(Debug, Clone, PartialEq)]
+struct CasJob {
+    next: Record,
+    /// The revision that it compares; it can land only while the record has that one.
+    expected: Option<i64>,
+    /// Only moves the revision on, so that another one can land no more (C5).
+    supersedes: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -85,10 +96,12 @@ pub struct Machine {
     granted_until: Option<Now>,
     /// The revision that a compare-and-set of unknown outcome compared: it may still land (C5).
     unsettled: Option<i64>,
-    /// A taker's threads and gate wait until then (S4).
-    open_not_before: Now,
+    /// A fence agent has confirmed: nothing is left to wait for.
+    peer_is_off: bool,
     /// Why this node took over, while it opens.
     taking: Option<String>,
+    /// When the record of this takeover was seen first; the wait counts from here.
+    taken_at: Option<Now>,
     /// A takeover that somebody asked for.
     asked: Option<String>,
     asked_answer_due: bool,
@@ -98,6 +111,9 @@ pub struct Machine {
     auto: AutoMove,
     since: Since,
     marked: bool,
+    /// An operator's emergency start that the coordinator has not confirmed.
+    emergency: Option<recovery::Emergency>,
+    emergency_end: Option<String>,
     /// The other node is preferred: move there when all has been well for so long.
     failback: Option<Duration>,
     /// The peer's power can be cut by a fence agent.
@@ -109,6 +125,8 @@ pub struct Machine {
 struct Side {
     chore: Option<(RunId, Chore, Now)>,
     chore_not_before: Now,
+    /// Chores that failed, and when: others have their turn first.
+    chore_failed: BTreeMap<Chore, Now>,
     /// The epoch in which this node has outdated itself.
     outdated_in: Option<u64>,
     seek: Option<(RunId, Now)>,
@@ -125,6 +143,8 @@ struct AutoMove {
     running: bool,
     failed: u32,
     not_before: Now,
+    /// This node has just received the service: no orderly move back before.
+    settled_at: Now,
     /// The other node was asked to take over: until then nothing is written that would forbid it.
     yield_until: Now,
 }
@@ -179,8 +199,9 @@ impl Machine {
             peer_view: PeerView::default(),
             granted_until: None,
             unsettled: None,
-            open_not_before: Now::ZERO,
+            peer_is_off: false,
             taking: None,
+            taken_at: None,
             asked: None,
             asked_answer_due: false,
             want_hold: None,
@@ -188,6 +209,8 @@ impl Machine {
             auto: AutoMove::default(),
             since: Since::default(),
             marked: false,
+            emergency: None,
+            emergency_end: None,
             failback: None,
             can_fence: false,
         }
@@ -231,7 +254,12 @@ impl Machine {
     /// What keeps the service from where it should be.
     #[must_use]
     pub fn problem(&self) -> Option<&str> {
-        self.unreadable.as_deref().or(self.problem.as_deref())
+        let usual = self.unreadable.as_deref().or(self.problem.as_deref());
+        match &self.emergency {
+            Some(_) if self.stage == Stage::Serving => self.emergency(),
+            Some(_) => self.problem.as_deref().or(self.emergency()),
+            None => usual,
+        }
     }
 
     /// The epoch for which this node wants (or keeps) the right to serve; `None`: gate shut.
@@ -257,7 +285,7 @@ impl Machine {
     pub fn widens(&self) -> bool {
         let known = self.record().map_or(0, |r| r.current.len());
         matches!(&self.pending,
-            Some(Pending { job: Job::Cas(next), .. }) if next.current.len() > known)
+            Some(Pending { job: Job::Cas(job), .. }) if job.next.current.len() > known)
     }
 
     /// Whether this node alone is current, so that its right needs no renewal (S4).
@@ -318,7 +346,11 @@ impl Machine {
             Event::Record(record) => {
                 self.read_again_at = now;
                 self.since.learned = Some(now);
-                self.learn(record);
+                if self.emergency.is_some() {
+                    self.hear_in_emergency(now, record, out);
+                } else {
+                    self.learn(record);
+                }
             }
             Event::RecordUnreadable(reason) => {
                 self.read_again_at = now + UNREADABLE_PAUSE;
@@ -332,8 +364,8 @@ impl Machine {
                 }
             }
             Event::Cas { run, result } => {
-                if let Some(Job::Cas(record)) = self.answered(run) {
-                    self.cas_ended(now, record, result, out);
+                if let Some(Job::Cas(job)) = self.answered(run) {
+                    self.cas_ended(now, job, result, out);
                 }
             }
             Event::Warmed { run, result } => {
@@ -361,13 +393,16 @@ impl Machine {
             Event::Peer(beat) => self.hear(now, beat),
             Event::Sought { run, sign } => self.sought(now, run, sign),
             Event::ChoreDone { run, result } => self.chore_done(now, run, result),
-            Event::PowerFenced { run, confirmed } => self.power_fenced(now, run, confirmed),
+            Event::PowerFenced { run, confirmed } => self.power_fenced(run, confirmed),
             Event::Health(unfit) => self.unfit = unfit,
             Event::TakeOver { reason } => {
                 self.asked = Some(reason);
                 self.asked_answer_due = true;
             }
             Event::Hold(by) => self.want_hold = Some(by),
+            Event::Emergency { last, by, resumed } => {
+                self.start_emergency(now, last, by, resumed, out);
+            }
             Event::Tick => {}
         }
     }
@@ -427,7 +462,7 @@ impl Machine {
                 let error = StepError::Deadline { step: step.name(), after_ms };
                 self.step_ended(now, step, Err(error), out);
             }
-            Job::Cas(record) => self.cas_ended(now, record, CasResult::Unknown, out),
+            Job::Cas(job) => self.cas_ended(now, job, CasResult::Unknown, out),
             Job::Warm => self.warmed(now, Err("the target did not answer in time".into()), out),
             Job::HandOver => self.hand_over_ended(HandOverResult::Unknown, out),
         }

@@ -125,6 +125,9 @@ pub struct Record {
     /// Rises with every opening; the marker file on the volume carries the same number or, when
     /// `serving` has not been written back yet, a higher one.
     pub generation: u64,
+    /// While `taking`: an operator has confirmed that a marker as old as this generation opens (S3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepts: Option<u64>,
 }
 
 /// A transition that design section 4 does not have.
@@ -166,7 +169,7 @@ impl Record {
     /// The record of a service that has never served: both nodes hold the same (empty) data.
     #[must_use]
     pub fn first(current: BTreeSet<NodeName>, data_uuid: BTreeMap<u16, DataUuid>) -> Self {
-        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, hold: None, generation: 0 }
+        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, hold: None, generation: 0, accepts: None }
     }
 
     /// The node that holds the authority, if any does.
@@ -274,7 +277,32 @@ impl Record {
         self.must_be_current(me)?;
         let phase = Phase::Taking { owner: me.clone() };
         let current = BTreeSet::from([me.clone()]);
-        Ok(Self { epoch: self.epoch + 1, phase, current, ..self.clone() })
+        // What an operator has accepted was another node's replica.
+        Ok(Self { epoch: self.epoch + 1, phase, current, accepts: None, ..self.clone() })
+    }
+
+    /// Anything but `stopped` → `taking(me, e+1, {me})`, in memory only: an operator's emergency start
+    /// without a coordinator. It becomes true by a compare-and-set on this very record.
+    ///
+    /// # Errors
+    /// When nobody has the service, or `me` is not current.
+    pub fn emergency(&self, me: &NodeName) -> Result<Self, TransitionError> {
+        if self.phase == Phase::Stopped {
+            return Err(self.refused(me, "start in an emergency"));
+        }
+        self.must_be_current(me)?;
+        let phase = Phase::Taking { owner: me.clone() };
+        let current = BTreeSet::from([me.clone()]);
+        let accepts = self.accepts.filter(|_| self.authority() == Some(me));
+        Ok(Self { epoch: self.epoch + 1, phase, current, accepts, ..self.clone() })
+    }
+
+    /// The lowest generation that the marker on the volume of `me` may have (S2): the record's, or what
+    /// an operator has confirmed for this opening.
+    #[must_use]
+    pub fn lowest_generation(&self, me: &NodeName) -> u64 {
+        let taking = matches!(&self.phase, Phase::Taking { owner } if owner == me);
+        self.accepts.filter(|_| taking).map_or(self.generation, |a| a.min(self.generation))
     }
 
     /// `taking(B)` → `serving(B)`, just before the gate opens.
@@ -369,7 +397,7 @@ impl Record {
     ) -> Self {
         let generation = generation.max(self.generation);
         let phase = Phase::Serving { owner: me.clone() };
-        Self { epoch, phase, data_uuid, generation, ..self.clone() }
+        Self { epoch, phase, data_uuid, generation, accepts: None, ..self.clone() }
     }
 
     fn must_be_current(&self, node: &NodeName) -> Result<(), TransitionError> {
@@ -432,6 +460,30 @@ mod tests {
         let taking = serving_a().take(&node("b")).unwrap();
         assert_eq!(taking.current, BTreeSet::from([node("b")]));
         assert!(taking.take(&node("a")).is_err(), "the former owner is not current any more");
+    }
+
+    #[test]
+    fn s3_what_an_operator_accepts_counts_for_one_opening_of_that_node() {
+        let (a, b) = (node("a"), node("b"));
+        let taking = Record { accepts: Some(1), generation: 9, ..serving_a().take(&b).unwrap() };
+        assert_eq!(taking.lowest_generation(&b), 1);
+        assert_eq!(taking.lowest_generation(&a), 9);
+        let settled = taking.settle_take(&b, 10, BTreeMap::new()).unwrap();
+        assert_eq!((settled.accepts, settled.lowest_generation(&b)), (None, 10));
+        let both = BTreeSet::from([a.clone(), b]);
+        assert_eq!(Record { current: both, ..taking }.take(&a).unwrap().accepts, None);
+    }
+
+    #[test]
+    fn s3_an_emergency_takes_only_what_may_be_taken() {
+        let (a, b) = (node("a"), node("b"));
+        for me in [&a, &b] {
+            let taken = serving_a().emergency(me).unwrap();
+            assert_eq!((taken.epoch, taken.authority()), (2, Some(me)));
+            assert_eq!(taken.current, BTreeSet::from([me.clone()]));
+        }
+        assert!(serving_a().exclude(&a, &b).unwrap().emergency(&b).is_err());
+        assert!(Record::first(BTreeSet::from([a.clone()]), BTreeMap::new()).emergency(&a).is_err());
     }
 
     #[test]

@@ -38,6 +38,6 @@ mod tests {
         let timing = Timing::new(ms(1500), ms(250), ms(5000));
         assert_eq!(until(Grant::SoleCurrent, &timing), None);
         assert_eq!(until(Grant::Peer, &timing), Some(ms(1500)));
-        assert_eq!(until(Grant::Record, &timing), Some(ms(1000)));
+        assert_eq!(until(Grant::Record, &timing), Some(ms(750)));
     }
 }

@@ -31,7 +31,7 @@ impl Timing {
         Self {
             heartbeat,
             ttl,
-            record_ttl: ttl * 2 / 3,
+            record_ttl: ttl / 2,
             long_ttl: Duration::from_secs(20).max(ttl * 4),
             valid_lft,
             silence: (heartbeat * 3).max(ttl / 2),

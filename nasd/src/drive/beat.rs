@@ -40,6 +40,9 @@ const TELL_CONNECTIONS: Duration = Duration::from_secs(1);
 const TASK: Duration = Duration::from_secs(1);
 /// So many questions in a row without an answer are a task that hangs.
 const HANGS_AFTER: u32 = 3;
+/// Questions without an answer after which nasd ends: its next life adopts what runs (S9). The gate
+/// stays open for its TTL only.
+const GIVE_UP_AFTER: u32 = 8;
 /// Reads of the record for the right that may be under way: one that hangs must not be the only one.
 const READS: usize = 3;
 
@@ -169,9 +172,10 @@ impl Hands {
         }
     }
 
-    /// Whether a request is the youngest of the peer's requests; only that one is granted anything.
+    /// Whether a request is the youngest of the peer's requests; only that one is granted anything, over
+    /// whichever path its copies come. A second consent to it promises nothing that the first did not.
     pub fn is_youngest_request(&self, boot_id: &str, sequence: u64) -> bool {
-        lock(&self.beats.asked).accept(boot_id, sequence)
+        lock(&self.beats.asked).is_latest(boot_id, sequence)
     }
 
     /// Takes a beat of the peer in, unless it is late. Waits for nobody.
@@ -350,7 +354,7 @@ fn observe(hands: &Arc<Hands>, handle: &Handle) -> JoinSet<()> {
 async fn observe_options(hands: Arc<Hands>) {
     loop {
         let (began, drbd) = (Instant::now(), Arc::clone(&hands.drbd));
-        let found = blocking(move || drbd.attest()).await;
+        let found = blocking(move || drbd.attest()).await.flatten();
         lock(&hands.beats.facts).options = Some((began, found));
         tokio::time::sleep(OPTIONS).await;
     }
@@ -386,6 +390,10 @@ async fn observe_task(hands: Arc<Hands>, handle: Handle) {
         let answered = ask(&handle, Command::CheckTarget).await.is_some();
         silent = if answered { 0 } else { silent.saturating_add(1) };
         let hangs = silent >= HANGS_AFTER;
+        if silent >= GIVE_UP_AFTER {
+            tracing::error!(service = hands.service.name, "its task hangs for ever; nasd starts anew");
+            std::process::exit(1);
+        }
         let before = std::mem::replace(&mut lock(&hands.beats.facts).hangs, hangs);
         if hangs && !before {
             tracing::error!(service = hands.service.name, "the service's task does not answer");

@@ -133,6 +133,13 @@ impl Resource {
             let left = until.saturating_duration_since(Instant::now());
             match self.queue.primary(Force::No, left) {
                 Ok(_) => return Ok(()),
+                // An abandoned try of ours may still be at it, and may have succeeded by now.
+                Err(CommandError::Busy { .. }) if Instant::now() + AGAIN < until => {
+                    if self.read().is_ok_and(|s| s.role == nasd_drbd::Role::Primary) {
+                        return Ok(());
+                    }
+                    std::thread::sleep(AGAIN);
+                }
                 Err(error) if transient(&error) && Instant::now() + AGAIN < until => {
                     std::thread::sleep(AGAIN);
                 }
@@ -214,20 +221,31 @@ impl Resource {
     /// Options that break S1, in words; what cannot be read is one of them.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
-        self.attest().unwrap_or_else(|error| vec![error.to_string()])
+        let all = |status: ResourceStatus| {
+            let options = status.s1_violations();
+            let mut found: Vec<String> = options.iter().map(ToString::to_string).collect();
+            found.extend(self.handler_violations());
+            found
+        };
+        self.read().map_or_else(|error| vec![error.to_string()], all)
     }
 
     /// What this node can say of its own set-up: DRBD's options as the kernel has them, and the helper
-    /// that the kernel calls. Empty: all as S1 needs it.
+    /// that the kernel calls. Empty: all as S1 needs it. `None`: nothing can be said now (8.4 knows
+    /// no options without a connection), and what was said before still holds. A helper that cannot
+    /// be looked at is no violation: one that does not run leaves this node frozen.
     ///
     /// # Errors
-    /// Nothing can be said.
-    pub fn attest(&self) -> Result<Vec<String>, DrbdError> {
+    /// When the kernel cannot be read.
+    pub fn attest(&self) -> Result<Option<Vec<String>>, DrbdError> {
         let status = self.read()?;
+        if status.connections.is_empty() {
+            return Ok(None);
+        }
         let options = status.s1_violations();
         let mut found: Vec<String> = options.iter().map(ToString::to_string).collect();
-        found.extend(self.handler_violations());
-        Ok(found)
+        found.extend(self.handlers.wrong(&self.name));
+        Ok(Some(found))
     }
 
     /// What is wrong with the helper that the kernel calls.

@@ -21,6 +21,9 @@ use crate::core::record::{NodeName, Phase, Record};
 pub const SOCKET: &str = "/run/nasd/fence.sock";
 /// How long one question waits for the record to change; the helper then asks again.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time for the record to follow a link that went in the middle of a promotion; the kernel asks four
+/// times, and all of it must end before long.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks for a link that came back; long enough for its loss to be seen first.
 const LINK_PATIENCE: Duration = Duration::from_secs(1);
 /// Time for a question to be sent, and for its answer to be taken.
@@ -133,6 +136,7 @@ impl Desk {
         let word = tokio::select! {
             shown = tokio::time::timeout(patience, shown) => shown.ok().flatten(),
             () = connected_again(source) => Some("connected-again"),
+            () = only_promoting(source) => Some("not-decided"),
         };
         word.unwrap_or("wait")
     }
@@ -169,6 +173,18 @@ impl Desk {
         let before = *number;
         *number = before.saturating_add_signed(change);
         before == 0
+    }
+}
+
+/// A Secondary has no freeze to guard: its kernel asks for a promotion, and holds up every other
+/// command of the resource while it waits. What may be promoted has its record before it is.
+async fn only_promoting(source: &Source) {
+    loop {
+        tokio::time::sleep(PROMOTION_PATIENCE).await;
+        let seen = source.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.as_ref().is_some_and(|s| s.role == nasd_drbd::Role::Secondary) {
+            return;
+        }
     }
 }
 

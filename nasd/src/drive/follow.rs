@@ -129,8 +129,10 @@ fn tell(
         follower.resource.show(status);
         if told.view.as_ref() != Some(&view) {
             tracing::debug!(resource = name, ?view, "DRBD changed");
-            told.view = Some(view.clone());
-            drop(follower.handle.blocking_send(Command::Event(Event::Drbd(view))));
+            // A full inbox must not hold up the other services: what it did not take is sent with the
+            // next look.
+            let sent = follower.handle.try_send(Command::Event(Event::Drbd(view.clone())));
+            told.view = sent.is_ok().then_some(view);
         }
     }
 }

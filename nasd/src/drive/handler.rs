@@ -36,6 +36,18 @@ impl Handlers {
         judge(kernel.as_deref().map(str::trim).map_err(String::as_str), || self.told(resource))
     }
 
+    /// Only what was read and is wrong: nothing about what could not be looked at.
+    #[must_use]
+    pub fn wrong(&self, resource: &str) -> Vec<String> {
+        let Ok(kernel) = std::fs::read_to_string(KERNEL_HELPER) else { return Vec::new() };
+        match self.told(resource) {
+            _ if is_ours(Path::new(kernel.trim())) => Vec::new(),
+            Ok(all) if all.is_empty() => vec!["the fence-peer handler is unset".into()],
+            Ok(all) => all.iter().filter_map(|command| foreign(command)).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+
     fn told(&self, resource: &str) -> Result<Vec<String>, String> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let holds = if matches!(known.told, Some(Ok(_))) { HOLDS } else { RETRY };
@@ -82,6 +94,12 @@ fn judge(
         Ok(all) if all.is_empty() => vec!["the fence-peer handler is unset".into()],
         Ok(all) => all.iter().filter_map(|command| judge_command(command)).collect(),
     }
+}
+
+/// Another program than ours is called.
+fn foreign(command: &str) -> Option<String> {
+    let program = Path::new(command.split_whitespace().next().unwrap_or_default());
+    (!is_ours(program)).then(|| format!("the fence-peer handler is {command:?}, not {OURS}"))
 }
 
 /// A handler's line in DRBD's files: the program, then arguments.

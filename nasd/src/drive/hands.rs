@@ -32,6 +32,8 @@ use crate::peer::link::Link;
 
 /// Time for what nasd-io answers from memory or `/proc`.
 const QUICK: Duration = Duration::from_secs(2);
+/// Time for this node's own disk to take a record.
+const REMEMBER: Duration = Duration::from_millis(800);
 
 /// The hands of one service.
 pub struct Hands {
@@ -96,6 +98,8 @@ pub struct Seen {
     pub epoch: u64,
     /// What keeps the service from where it should be.
     pub problem: Option<String>,
+    /// An operator's emergency start goes on, in words.
+    pub emergency: Option<String>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -241,9 +245,22 @@ impl Hands {
             Ok(read) => read,
             Err(error) => return Event::RecordUnreadable(error.to_string()),
         };
-        match self.last_seen.judge_and_store(read.as_ref()).await {
+        match self.remember(read.as_ref()).await {
             Ok(()) => Event::Record(read.map(versioned)),
             Err(reason) => Event::RecordUnreadable(reason),
+        }
+    }
+
+    /// Judges what was read and keeps it on this node's disk. A disk that hangs holds nothing up: the
+    /// core compares with what it has seen in this life anyway, and a frozen service must not wait for
+    /// a system disk.
+    async fn remember(&self, read: Option<&crate::coordinator::Versioned>) -> Result<(), String> {
+        match tokio::time::timeout(REMEMBER, self.last_seen.judge_and_store(read)).await {
+            Ok(judged) => judged,
+            Err(_) => {
+                tracing::error!("this node's system disk hangs: the record is not kept on it");
+                Ok(())
+            }
         }
     }
 
@@ -284,7 +301,7 @@ impl Hands {
         let result = relay::write_beside(self, expected, &record, own).await;
         if let CasResult::Won { revision } = &result {
             let stored = crate::coordinator::Versioned { record, revision: *revision };
-            if let Err(error) = self.last_seen.judge_and_store(Some(&stored)).await {
+            if let Err(error) = self.remember(Some(&stored)).await {
                 tracing::error!(error, "the record could not be kept on this node's disk");
             }
         }
@@ -315,6 +332,7 @@ impl Hands {
             stage: machine.stage().name(),
             epoch: machine.record().map_or(0, |r| r.epoch),
             problem: machine.problem().map(str::to_owned),
+            emergency: machine.emergency().map(str::to_owned),
         };
         self.seen.send_if_modified(|old| {
             let changed = *old != seen;
@@ -497,6 +515,7 @@ impl Hands {
             hold: self.record.borrow().as_ref().and_then(|r| r.hold.clone()),
             failover: crate::api::status::failover_unknown(),
             fit: self.health.borrow().clone(),
+            emergency: self.seen.borrow().emergency.clone(),
             data_uuid: view.data_uuid,
             uuid_history: view.uuid_history,
         }

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::net::TcpStream;
 
 use super::hands::Hands;
@@ -22,7 +23,7 @@ const KNOCK: Duration = Duration::from_millis(200);
 pub async fn seek(hands: &Hands) -> Sign {
     let (answered, lives) = tokio::join!(
         hands.coordinator.seek(&hands.peer.0, LIMIT),
-        knock(hands.peer_link.address(), KNOCK),
+        knock_at_any(hands.peer_link.addresses(), KNOCK),
     );
     if let Err(error) = &answered {
         tracing::warn!(%error, peer = %hands.peer, "the silent peer cannot be looked for");
@@ -37,6 +38,11 @@ fn sign(answered: &Result<bool, CoordinatorError>, lives: bool) -> Sign {
         (Ok(false), true) => Sign::HostOnly,
         (Ok(false), false) => Sign::Nothing,
     }
+}
+
+/// Whether the node's kernel answers at one of its addresses.
+async fn knock_at_any(addresses: Vec<SocketAddr>, limit: Duration) -> bool {
+    join_all(addresses.into_iter().map(|a| knock(a, limit))).await.contains(&true)
 }
 
 /// Whether a kernel answers there: it accepts, or it refuses.

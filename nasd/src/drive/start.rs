@@ -2,6 +2,7 @@
 //! servers. Order matters at a restart: what runs is adopted before anything is decided (S9).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,18 +10,20 @@ use std::time::{Duration, Instant};
 use nasd_proto::control_server::ControlServer;
 use nasd_proto::peer_server::PeerServer;
 use thiserror::Error;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::{Router, TcpIncoming};
 
 use super::drbd::{DrbdError, Resource};
 use super::fence;
 use super::follow::{self, Follower};
 use super::hands::{Hands, Seen};
+use super::leave::take_leave;
 use super::network::Network;
 use super::beat;
-use super::right::{self, Keeper};
+use super::right::Keeper;
 use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
 use super::watchdog;
 use crate::api::control::{ControlService, Services};
@@ -38,6 +41,9 @@ use crate::peer::tls::{self, TlsError};
 
 /// Where nasd keeps what must survive a reboot.
 pub const STATE_DIR: &str = "/var/lib/nasd";
+
+/// Between two attempts to listen on the second path.
+const SECOND_PATH: Duration = Duration::from_secs(5);
 
 /// nasd cannot start.
 #[derive(Debug, Error)]
@@ -149,13 +155,31 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         },
         started: Instant::now(),
     };
-    for entry in services.by_name.values() {
-        let left = entry.hands.leftovers().await;
-        tracing::info!(service = entry.hands.service.name, ?left, "found");
-        drop(entry.handle.send(Command::Event(Event::Started(left))).await);
+    for entry in services.by_name.values().cloned() {
+        // Each by itself: one service whose volume is frozen must not hold up the others' rights.
+        tokio::spawn(async move {
+            let left = entry.hands.leftovers().await;
+            tracing::info!(service = entry.hands.service.name, ?left, "found");
+        resume_emergency(entry).await;
+            drop(entry.handle.send(Command::Event(Event::Started(left))).await);
+        });
     }
     guard(&config, left_watchdog, &services);
     serve(&config, &me, services, records).await
+}
+
+/// S9: an operator's emergency start outlives nasd. It comes before the leftovers, which make the core
+/// decide.
+async fn resume_emergency(entry: &Entry) {
+    match entry.hands.last_seen.emergency().await {
+        Ok(Some(note)) => {
+            tracing::error!(service = entry.hands.service.name, ?note, "EMERGENCY start goes on");
+            let event = Event::Emergency { last: note.base, by: note.by, resumed: true };
+            drop(entry.handle.send(Command::Event(event)).await);
+        }
+        Ok(None) => {}
+        Err(error) => tracing::error!(error, "whether an emergency start goes on is not known"),
+    }
 }
 
 /// Behind everything that can fail at a start: a nasd that cannot run must not reset its node over
@@ -291,15 +315,8 @@ async fn serve(
     let control = Server::builder()
         .add_service(ControlServer::new(ControlService { services: services.clone() }))
         .serve_with_incoming(UnixListenerStream::new(listener));
-    let peer_name = services.peer.0.clone();
-    let peer = Server::builder()
-        .tls_config(tls::server(&config.peer)?)?
-        .tcp_nodelay(true)
-        .add_service(PeerServer::with_interceptor(
-            PeerService { services: services.clone() },
-            move |request: tonic::Request<()>| tls::admit(&request, &peer_name).map(|()| request),
-        ))
-        .serve(me.address);
+    let peer = peer_router(config, &services)?.serve(me.address);
+    let second = serve_second_path(config, me, &services);
     let fence =
         fence::serve(Path::new(fence::SOCKET), services.me.clone(), services.peer.clone(), records);
     notify_ready();
@@ -308,9 +325,47 @@ async fn serve(
         result = control => result?,
         result = peer => result?,
         result = fence => result.map_err(io("answer fence-peer"))?,
+        () = second => {}
         () = take_leave(&services) => {}
     }
     Ok(())
+}
+
+/// What answers the other nasd, on whichever address it calls.
+fn peer_router(config: &Config, services: &Services) -> Result<Router, StartError> {
+    let peer_name = services.peer.0.clone();
+    let service = PeerServer::with_interceptor(
+        PeerService { services: services.clone() },
+        move |request: tonic::Request<()>| tls::admit(&request, &peer_name).map(|()| request),
+    );
+    let mut server = Server::builder().tls_config(tls::server(&config.peer)?)?.tcp_nodelay(true);
+    Ok(server.add_service(service))
+}
+
+/// Never ends: a second network that is not there, or not there yet, must not stop a nasd that is heard on
+/// the first.
+async fn serve_second_path(config: &Config, me: &NodeConfig, services: &Services) {
+    let Some(address) = me.heartbeat else { return std::future::pending().await };
+    let mut told = String::new();
+    loop {
+        let ended = listen_at(address, config, services).await;
+        let why = ended.map_or_else(|error| error.to_string(), |()| "it ended".to_owned());
+        if why != told {
+            tracing::warn!(%address, why, "the second path for beats is not open; it is tried again");
+        }
+        told = why;
+        tokio::time::sleep(SECOND_PATH).await;
+    }
+}
+
+async fn listen_at(
+    address: SocketAddr,
+    config: &Config,
+    services: &Services,
+) -> Result<(), StartError> {
+    let listener = TcpListener::bind(address).await.map_err(io(format!("listen on {address}")))?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Ok(peer_router(config, services)?.serve_with_incoming(incoming).await?)
 }
 
 fn restrict(socket: &Path) -> Result<(), StartError> {
@@ -322,49 +377,5 @@ fn restrict(socket: &Path) -> Result<(), StartError> {
 fn notify_ready() {
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!(%error, "no service manager to tell");
-    }
-}
-
-/// S9: before nasd ends, its services get rights that last until it is back.
-async fn take_leave(services: &Services) {
-    terminated().await;
-    tracing::info!("asked to end; services go on until their right runs out");
-    if node_goes_down().await {
-        // Nobody comes back in time: the peer must not have to wait for a long right.
-        return;
-    }
-    let each = services.by_name.values().map(|entry| async {
-        let limit = Duration::from_secs(3);
-        let taken = tokio::time::timeout(limit, right::take_long(&entry.hands)).await;
-        (entry.hands.service.name.as_str(), taken.unwrap_or(false))
-    });
-    for (service, taken) in futures_util::future::join_all(each).await {
-        if !taken {
-            tracing::warn!(service, "no long right: it goes silent unless nasd is back at once");
-        }
-    }
-    watchdog::part();
-}
-
-/// Whether the service manager is shutting the node down; not known is a no.
-async fn node_goes_down() -> bool {
-    let mut asked = tokio::process::Command::new("systemctl");
-    asked.arg("is-system-running").kill_on_drop(true);
-    match tokio::time::timeout(Duration::from_millis(500), asked.output()).await {
-        Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
-        _ => false,
-    }
-}
-
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut term) => {
-            term.recv().await;
-        }
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be waited for");
-            std::future::pending::<()>().await;
-        }
     }
 }

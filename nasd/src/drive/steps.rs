@@ -306,9 +306,10 @@ impl Hands {
         let limit = Step::StartThreads.deadline();
         let answer = self.io_call(op.clone(), limit).await.map_err(|e| refused("threads", &e))?;
         let Answer::Started(mut report) = answer else { return Ok(()) };
-        // S7, C7: a grace that ran down behind a shut gate would refuse every client's reclaim.
+        // S7, C7: a grace that runs down behind a shut gate refuses every client's reclaim. How much of
+        // it would be left when the gate opens is not known: it begins anew.
         let shut = self.gate_left().is_none();
-        if report.adopted && shut && !report.in_grace && report.recorded_clients > 0 {
+        if report.adopted && shut && report.recorded_clients > 0 {
             self.io_call(Op::ServerStop, limit).await.map_err(|e| refused("threads", &e))?;
             let again = self.io_call(op, limit).await.map_err(|e| refused("threads", &e))?;
             if let Answer::Started(second) = again {
@@ -452,7 +453,7 @@ pub fn judge_marker(
     if marker.service != service {
         return Err(format!("the marker is of service {}", marker.service));
     }
-    if marker.generation < context.generation {
+    if marker.generation < context.accepts {
         return Err(format!(
             "the data is of generation {}, the record says {}: this replica is stale",
             marker.generation, context.generation
@@ -487,7 +488,7 @@ mod tests {
     use super::*;
 
     fn context(epoch: u64, generation: u64) -> StepContext {
-        StepContext { epoch, generation, proof: None }
+        StepContext { epoch, generation, accepts: generation, proof: None }
     }
 
     fn marker(service: &str, epoch: u64, generation: u64) -> Marker {

@@ -62,6 +62,13 @@ impl Ear {
         self.last = sequence;
         true
     }
+
+    /// Whether none younger was heard so far. The youngest one comes once over each path, and is as good
+    /// the second time.
+    pub fn is_latest(&mut self, boot: &str, sequence: u64) -> bool {
+        let again = self.boot.as_deref() == Some(boot) && self.last == sequence;
+        self.accept(boot, sequence) || again
+    }
 }
 
 /// A beat in the core's words.
@@ -150,6 +157,17 @@ mod tests {
         assert!(ear.accept("two", 3), "rebooted: counts from the start");
         assert!(!ear.accept("one", 99), "from before the reboot");
         assert!(ear.accept("two", 4));
+    }
+
+    #[test]
+    fn s4_a_request_is_good_over_either_path_until_a_younger_one_came() {
+        let mut ear = Ear::default();
+        assert!(ear.is_latest("one", 10) && ear.is_latest("one", 10), "its copy");
+        assert!(!ear.accept("one", 10), "heard only once");
+        assert!(ear.is_latest("one", 11));
+        assert!(!ear.is_latest("one", 10), "a copy that was overtaken");
+        assert!(ear.is_latest("two", 11), "rebooted");
+        assert!(!ear.is_latest("one", 11), "from before the reboot");
     }
 
     fn beat() -> ServiceBeat {

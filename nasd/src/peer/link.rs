@@ -1,13 +1,15 @@
 //! Calls to the other nasd. Lazy connections, re-made by themselves; deadlines per call.
 //!
 //! Beats have a connection of their own: nothing large is ever in front of them, and a path that came
-//! back is used again at once instead of after TCP's back-off.
+//! back is used again at once instead of after TCP's back-off. Where both nodes have a second address,
+//! each beat goes to both at the same time: a peer is silent only when both paths are.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioIo;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use nasd_proto::peer_client::PeerClient;
 use nasd_proto::{
     AbortMoveReply, AbortMoveRequest, AskTakeoverReply, AskTakeoverRequest, CheckTargetReply,
@@ -16,10 +18,10 @@ use nasd_proto::{
     StatusRequest, SwitchoverRequest,
 };
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
+use super::dial;
 use super::tls::{self, TlsError};
 use crate::config::{NodeConfig, TlsPaths};
 
@@ -57,14 +59,55 @@ const RELAY: Duration = Duration::from_millis(1500);
 const BEAT_PING: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1000));
 /// Pings of the other connection.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+/// A path for beats that was silent for so long is told of: with two of them nothing else would show it.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// A handle for calling the peer; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Link {
     client: PeerClient<Channel>,
-    beats: PeerClient<Channel>,
-    address: SocketAddr,
+    /// For beats, one or two.
+    paths: Vec<Path>,
     heard: Arc<Mutex<Option<Instant>>>,
+}
+
+/// One way for beats.
+#[derive(Debug, Clone)]
+struct Path {
+    client: PeerClient<Channel>,
+    address: SocketAddr,
+    silence: Arc<Mutex<Silence>>,
+}
+
+/// Since when beats over a path fail, and whether that was told.
+#[derive(Debug, Default)]
+struct Silence {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Path {
+    /// One beat over this path alone.
+    async fn beat(mut self, request: HeartbeatRequest) -> Result<HeartbeatReply, Status> {
+        let call = self.client.heartbeat(within(request, HEARTBEAT));
+        let answer = in_time(HEARTBEAT, call).await;
+        self.note(answer.as_ref().err());
+        answer.map(tonic::Response::into_inner)
+    }
+
+    fn note(&self, error: Option<&Status>) {
+        let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(error) = error else {
+            if std::mem::take(&mut *silence).told {
+                tracing::info!(address = %self.address, "the peer answers on this path again");
+            }
+            return;
+        };
+        let since = *silence.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= SILENT && !std::mem::replace(&mut silence.told, true) {
+            tracing::warn!(address = %self.address, %error, "the peer does not answer on this path");
+        }
+    }
 }
 
 impl Link {
@@ -73,15 +116,20 @@ impl Link {
     /// # Errors
     /// When keys or address cannot be used.
     pub fn new(peer: &NodeConfig, keys: &TlsPaths) -> Result<Self, LinkError> {
-        let client = PeerClient::new(channel(peer, keys, CHECK_CONNECT, PING)?);
-        let beats = PeerClient::new(channel(peer, keys, BEAT_CONNECT, BEAT_PING)?);
-        Ok(Self { client, beats, address: peer.address, heard: Arc::default() })
+        let client = PeerClient::new(channel(peer, peer.address, keys, CHECK_CONNECT, PING)?);
+        let mut paths = Vec::new();
+        for address in [Some(peer.address), peer.heartbeat].into_iter().flatten() {
+            let client = channel(peer, address, keys, BEAT_CONNECT, BEAT_PING)?;
+            let (client, silence) = (PeerClient::new(client), Arc::default());
+            paths.push(Path { client, address, silence });
+        }
+        Ok(Self { client, paths, heard: Arc::default() })
     }
 
     /// Where the peer's nasd listens.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.paths.iter().map(|p| p.address).collect()
     }
 
     /// Time since the peer was heard last.
@@ -103,14 +151,25 @@ impl Link {
         answer.map(tonic::Response::into_inner)
     }
 
-    /// Beats, and asks for the right. Ends in time also while the connection is being made.
+    /// Beats, and asks for the right, over all paths at the same time: the first answer counts. Ends in
+    /// time also while a connection is being made.
     ///
     /// # Errors
     /// gRPC's status; no answer is a no.
     pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, Status> {
-        let mut client = self.beats.clone();
-        let call = client.heartbeat(within(request, HEARTBEAT));
-        self.answered(in_time(HEARTBEAT, call).await)
+        // In tasks of their own, so that the slower one goes on: a call that is dropped drops the
+        // connection that is being made for it, and a path that came back would never be used again.
+        let beat = |path: &Path| tokio::spawn(path.clone().beat(request.clone()));
+        let mut calls: FuturesUnordered<_> = self.paths.iter().map(beat).collect();
+        let mut answer = Err(Status::unavailable("no path to the peer"));
+        while let Some(ended) = calls.next().await {
+            answer = ended.unwrap_or_else(|error| Err(Status::internal(error.to_string())));
+            if answer.is_ok() {
+                self.mark_heard();
+                break;
+            }
+        }
+        answer
     }
 
     /// Asks the peer to read or write the record for this node (H6).
@@ -228,11 +287,12 @@ async fn in_time<T>(
 
 fn channel(
     peer: &NodeConfig,
+    address: SocketAddr,
     keys: &TlsPaths,
     connect: Duration,
     (ping, limit): (Duration, Duration),
 ) -> Result<Channel, LinkError> {
-    let address = format!("https://{}", peer.address);
+    let address = format!("https://{address}");
     let failed = |source| LinkError::Transport { address: address.clone(), source };
     let endpoint = Endpoint::from_shared(address.clone())
         .map_err(failed)?
@@ -241,63 +301,8 @@ fn channel(
         .keep_alive_timeout(limit)
         .tls_config(tls::client(keys, &peer.name.0)?)
         .map_err(failed)?;
-    let address = peer.address;
-    // A connector of our own, because the limit then covers the TLS handshake too: a kernel that accepts
-    // for a nasd that is stopped, or a node that dies just then, would hold the channel for minutes.
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| async move {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(TokioIo::new(stream))
-    })))
+    Ok(dial::lazily(&endpoint))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-    use std::process::{Command, Stdio};
-
-    use super::*;
-    use crate::core::record::NodeName;
-
-    /// Keys of a node, made by openssl; `None` where it is not installed.
-    fn keys(dir: &Path) -> Option<TlsPaths> {
-        let (key, cert) = (dir.join("node.key"), dir.join("node.pem"));
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
-            .args(["-nodes", "-days", "1", "-subj", "/CN=b", "-keyout"])
-            .arg(&key)
-            .arg("-out")
-            .arg(&cert)
-            .stderr(Stdio::null())
-            .status();
-        made.is_ok_and(|s| s.success()).then(|| TlsPaths { ca: cert.clone(), cert, key })
-    }
-
-    /// The kernel of a stopped nasd accepts, and nobody shakes hands: beats end in time, and the
-    /// connection is given up for a new one.
-    #[tokio::test]
-    async fn s8_a_stalled_handshake_does_not_hold_the_channel() {
-        let dir = tempfile::tempdir().unwrap();
-        let Some(keys) = keys(dir.path()) else {
-            println!("SKIPPED: no openssl here; the lab covers it");
-            return;
-        };
-        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = silent.local_addr().unwrap();
-        let peer = NodeConfig { name: NodeName::from("b"), address, fence: None };
-        let link = Link::new(&peer, &keys).unwrap();
-        let beats = tokio::spawn(async move {
-            let mut slowest = Duration::ZERO;
-            for _ in 0..5 {
-                let began = Instant::now();
-                assert!(link.heartbeat(HeartbeatRequest::default()).await.is_err());
-                slowest = slowest.max(began.elapsed());
-            }
-            slowest
-        });
-        let (_first, _) = silent.accept().await.unwrap();
-        let again = tokio::time::timeout(BEAT_CONNECT + 2 * HEARTBEAT, silent.accept()).await;
-        assert!(again.is_ok(), "the first connection is still waited for");
-        assert!(beats.await.unwrap() < HEARTBEAT * 2, "a beat ends in time");
-    }
-}
+mod tests;

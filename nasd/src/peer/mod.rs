@@ -4,6 +4,7 @@
 //! service's addresses are never asked). An answer that does not come is a no (S12).
 
 pub mod beat;
+pub mod dial;
 pub mod link;
 pub mod server;
 pub mod tls;

@@ -63,3 +63,31 @@ pub fn admit(request: &Request<()>, node: &str) -> Result<(), Status> {
     let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|_| denied())?;
     parsed.verify_is_valid_for_subject_name(&name).map_err(|_| denied())
 }
+
+/// Keys for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// An authority, and a node's certificate that is good for a name and for loopback addresses.
+    pub(crate) fn keys(dir: &Path, name: &str) -> TlsPaths {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
+        let key = rcgen::KeyPair::generate().unwrap();
+        let node = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        let write = |file: &str, text: String| {
+            let path = dir.join(file);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        TlsPaths {
+            ca: write("ca.pem", ca),
+            cert: write("node.pem", node.pem()),
+            key: write("node.key", key.serialize_pem()),
+        }
+    }
+}

@@ -173,7 +173,6 @@ fn freeze_ends(world: &mut World, n: usize) {
     let side = &world.pair.sides[n];
     let owner = world.coordinator.record().and_then(|r| r.authority());
     let by_peer = owner.is_some_and(|o| o.0 == name_of(n)) // a former owner may stay frozen, unheard
-        && world.nodes[n].nasd.machine.record().is_some() // writes are relayed, reads are not
         && world.net.both_ways()
         && process_runs(world, 1 - n)
         && !world.blocked_on_volume(1 - n)
@@ -182,6 +181,7 @@ fn freeze_ends(world: &mut World, n: usize) {
         && side.frozen
         && process_runs(world, n)
         && tools_work(world, n)
+        && tools_work(world, 1 - n) // the peer may be the one that must act
         && (world.coordinator.answers(n) || by_peer);
     if !can_end {
         world.watch.frozen_since[n] = None;
@@ -342,12 +342,11 @@ pub fn gate_opened(world: &mut World, n: usize) {
     }
 }
 
+/// I8 asks for no more: a peer out of the current set has no claim that a yes could break.
 fn excluded(world: &World, n: usize) -> bool {
-    let (me, peer) = (name_of(n), name_of(1 - n));
+    let peer = name_of(1 - n);
     world.coordinator.restored
-        || world.coordinator.record().is_some_and(|r| {
-            r.authority().is_some_and(|a| a.0 == me) && r.current.iter().all(|m| m.0 != peer)
-        })
+        || world.coordinator.record().is_some_and(|r| r.current.iter().all(|m| m.0 != peer))
 }
 
 /// The helper exits with "outdated", and the kernel would not ignore it.

@@ -272,7 +272,7 @@ impl Plan<'_> {
             12 => self.for_a_while(Fault::Coordinator(false), Fault::Coordinator(true)),
             13 => self.for_a_while(Fault::Sticky(true), Fault::Sticky(false)),
             14 => {
-                let v = self.random.next() as usize % VOLUMES;
+                let v = self.random.bits() as usize % VOLUMES;
                 self.at(at, Fault::DiskFails(n, v));
             }
             15 => self.for_a_while(Fault::Slow(n, 30), Fault::Slow(n, 0)),
@@ -297,8 +297,7 @@ impl Plan<'_> {
     /// Combinations that the safety page warns of; what surrounds them is chance.
     fn story(&mut self) {
         let (at, soon) = (self.random.between(0, 2 * S), self.random.between(0, 800 * MS));
-        let (later, long) =
-            (self.random.between(5 * S, 9 * S), self.random.between(8 * S, 24 * S));
+        let (later, long) = (self.random.between(5 * S, 9 * S), self.random.between(8 * S, 24 * S));
         match self.random.between(0, 11) {
             0 => self.two(at, Fault::Switchover, at + soon, Fault::Replication(false)),
             1 => self.two(at, Fault::LateAnswers(0, 40), at + soon, Fault::Switchover),
@@ -307,7 +306,12 @@ impl Plan<'_> {
                 self.at(at + later + soon, Fault::Crash(1, soon + S));
             }
             3 => self.lost_twice(at, later, soon),
-            4 => self.two(at, Fault::Upgrade(0), at + soon + 500 * MS, Fault::Crash(0, 2 * S + 2 * long)),
+            4 => self.two(
+                at,
+                Fault::Upgrade(0),
+                at + soon + 500 * MS,
+                Fault::Crash(0, 2 * S + 2 * long),
+            ),
             5 => {
                 self.two(at, Fault::HelperBroken(0, true), at + soon, Fault::Replication(false));
                 self.two(

@@ -1,5 +1,7 @@
 //! A planned move, and every way to disturb it once or twice.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says so when it fails")]
+
 use model::explore::{Bound, planned_move};
 use model::hole::Planted;
 use model::schedule::Bench;

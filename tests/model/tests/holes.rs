@@ -1,6 +1,8 @@
 //! Every hole that is put back must be found: a seed breaks the property that the hole is about, and
 //! the same seed breaks nothing without the hole.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says so when it fails")]
+
 use model::hole::Planted;
 use model::schedule::Bench;
 use model::trace::Trace;

@@ -1,5 +1,7 @@
 //! A hundred thousand schedules, two at a time, and not one broken promise.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "a test says so when it fails")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 

@@ -98,6 +98,7 @@ pub(super) fn successor(facts: &Facts) -> Record {
         data_uuid: here.map(|s| s.data_uuid.clone()).unwrap_or_default(),
         hold: stored.and_then(|r| r.hold.clone()),
         generation,
+        accepts: None,
     }
 }
 

@@ -14,7 +14,7 @@ use super::{CoordinatorError, Etcd, Failure};
 
 /// Time for the answer once the question is there: two writes of a healthy cluster and a watch
 /// (each a few ms; the slowest of 145 writes/s in the lab: 0.12 s).
-const ANSWER: Duration = Duration::from_millis(200);
+const ANSWER: Duration = Duration::from_millis(350);
 /// Pause between two looks for it.
 const LOOK: Duration = Duration::from_millis(20);
 /// A search that ended so recently answers for another service's as well.

@@ -55,11 +55,16 @@ impl Machine {
     }
 
     fn wanted_chore(&self, now: Now, record: &Record) -> Option<Chore> {
-        self.wanted_mark(now, record)
-            .or_else(|| self.wants_outdate(record).then_some(Chore::Outdate))
-            .or_else(|| self.wants_drop_peer(now).then_some(Chore::DropPeer))
-            .or_else(|| self.wants_retrigger(now, record).then_some(Chore::Retrigger))
-            .or_else(|| self.wants_connect(now, record).then_some(Chore::Connect))
+        let wanted = [
+            self.wants_retrigger(now, record).then_some(Chore::Retrigger),
+            self.wants_drop_peer(now).then_some(Chore::DropPeer),
+            self.wanted_mark(now, record),
+            self.wants_outdate(record).then_some(Chore::Outdate),
+            self.wants_connect(now, record).then_some(Chore::Connect),
+        ];
+        let failed = |chore: &Chore| self.side.chore_failed.get(chore).is_some_and(|at| now < *at + CHORE_RETRY);
+        let rests = |chore: &Chore| failed(chore) && *chore != Chore::Retrigger;
+        wanted.into_iter().flatten().find(|chore| !rests(chore))
     }
 
     /// C2: written when a disk that was sound in this life has failed; removed once both hold all.
@@ -148,7 +153,7 @@ impl Machine {
             && self.peer_is_fresh(now)
             && beat.role == Role::Secondary
             && !beat.frozen
-            && beat.unfit.is_none()
+            && beat.unfit.as_ref().is_none_or(|u| u.ailment != Ailment::Disk)
             && beat.epoch >= record.epoch;
         standby || owner
     }

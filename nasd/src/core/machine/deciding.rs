@@ -21,6 +21,10 @@ impl Machine {
         if self.leftovers.is_none() || !self.record_known || self.drbd.role == Role::Unknown {
             return;
         }
+        if self.emergency.is_some() {
+            self.decide_emergency(now, out);
+            return;
+        }
         if self.exclude_lost_peer(now, out) || self.supersede(now, out) || self.write_hold(now, out) {
             return;
         }
@@ -81,7 +85,8 @@ impl Machine {
             && self.stage != Stage::Serving
             && !self.peer_holds_everything()
             && record.current.contains(&self.peer);
-        if !concerned || now < self.not_before || self.yields(now) {
+        let yields = self.yields(now) && !self.drbd.connected;
+        if !concerned || now < self.not_before || yields {
             return false;
         }
         if !record.current.contains(&self.me) {
@@ -275,7 +280,7 @@ impl Machine {
                     record.reopened(&self.me, self.generation, uuids)
                 } else if me_current && self.drbd.local_failed && self.peer_holds_everything() {
                     record.exclude(&self.me, &self.me) // its own disk: the data lives over there
-                } else if peer_current && !self.peer_holds_everything() && self.yields(now) {
+                } else if peer_current && !self.drbd.connected && self.yields(now) {
                     return;
                 } else if peer_current && !me_current && !self.peer_holds_everything() {
                     let why = format!("{} alone has the data and is not reached", self.peer);
@@ -323,7 +328,7 @@ impl Machine {
             self.come_back_unasked(now, out);
             return;
         }
-        if !self.drbd.released() {
+        if !self.drbd.released() || !self.peer_is_fresh(now) {
             let patient = now >= since + HAND_OVER_PATIENCE / 3;
             if self.take_if_link_lost(now, patient, &record, out) {
                 return;
@@ -355,6 +360,7 @@ impl Machine {
         if record.authority() == Some(&self.me) {
             return; // it is ours again: the opening that follows ends the move
         }
+        self.auto.running = false;
         if self.moving.take().is_some() {
             out.push(Effect::MoveEnded(MoveEnd::Moved));
         }

@@ -49,6 +49,7 @@ impl Machine {
         self.heard_epoch(beat.epoch);
         self.peer_view = PeerView { heard: Some(now), beat };
         self.side.sought = None;
+        self.side.seek = None; // one that began before this beat tells nothing any more
     }
 
     /// After a restart: an upper bound of what this node's former life has granted, from the gate that
@@ -80,7 +81,10 @@ impl Machine {
             (Chore::Mark(on), Ok(())) => self.marked = on,
             (Chore::Outdate, Ok(())) => self.side.outdated_in = self.record().map(|r| r.epoch),
             (_, Ok(())) => {}
-            (chore, Err(why)) => self.problem = Some(format!("{chore:?}: {why}")),
+            (chore, Err(why)) => {
+                self.side.chore_failed.insert(chore, now);
+                self.problem = Some(format!("{chore:?}: {why}"));
+            }
         }
     }
 

@@ -110,6 +110,7 @@ impl Machine {
             HandOverResult::Opened => {
                 // Its record follows lazily; consenting to its right goes on meanwhile.
                 self.stage = Stage::Standby;
+                self.auto.running = false;
                 self.must_read = true;
                 if self.moving.take().is_some() {
                     out.push(Effect::MoveEnded(MoveEnd::Moved));

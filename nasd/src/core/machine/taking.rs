@@ -32,10 +32,12 @@ impl Machine {
             )
         } else if whole && !self.holes.has(Hole::C2) {
             format!("a disk of {} had failed, or its data is not of the record's generation", self.me)
+        } else if let Some(Unfit { ailment: Ailment::Disk, why }) = &self.unfit {
+            format!("{}: {why}", self.me)
         } else if self.drbd.role != Role::Secondary || !sound || self.drbd.resync {
             format!("a disk of {} is not UpToDate", self.me)
         } else if heard && beat.violations.as_ref().is_none_or(|v| !v.is_empty()) {
-            format!("the DRBD options of {} are not those that freeze it (see doctor there)", self.peer)
+            format!("the DRBD options of {} are not those that freeze it (see nasctl status)", self.peer)
         } else {
             return Ok(());
         };
@@ -100,6 +102,9 @@ impl Machine {
         let ms = silent.as_millis();
         let peer = self.peer.clone();
         match sign {
+            Sign::Nothing if self.drbd.connected && silent < self.timing.ttl * 3 / 4 => {
+                self.wake(now, now + self.timing.heartbeat / 4, out);
+            }
             Sign::Nothing => {
                 self.begin_take(now, format!("{peer} is silent since {ms} ms and answers nowhere"), out);
             }
@@ -202,7 +207,8 @@ impl Machine {
 
     /// The compare-and-set is confirmed: nobody else may write now. From here on it is an opening.
     pub(super) fn took(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
-        self.open_not_before = self.wait_out(now);
+        self.taken_at = Some(now);
+        self.peer_is_off = false;
         self.asked_answer_due = false;
         self.taking = Some(reason);
         self.target_since = None;
@@ -218,12 +224,10 @@ impl Machine {
 
     /// `Fenced`: a node without power has no right. A fence that failed, or is late, changes nothing:
     /// the freeze proves, and the wait goes on.
-    pub(super) fn power_fenced(&mut self, now: Now, run: RunId, confirmed: bool) {
+    pub(super) fn power_fenced(&mut self, run: RunId, confirmed: bool) {
         if self.side.power_fence == Some(run) {
             self.side.power_fence = None;
-            if confirmed {
-                self.open_not_before = now;
-            }
+            self.peer_is_off |= confirmed;
         }
     }
 
@@ -233,9 +237,14 @@ impl Machine {
         self.granted_until.unwrap_or(unknown)
     }
 
+    /// Judged anew each time: a former life's grants may be told by a beat that comes only now.
+    pub(super) fn open_not_before(&self, now: Now) -> Now {
+        if self.peer_is_off { Now::ZERO } else { self.wait_out(self.taken_at.unwrap_or(now)) }
+    }
+
     /// S4: grants by this node's consent are known; grants by the record were asked for before the
     /// compare-and-set. Without a report of a working gate only the address' lifetime is left.
-    fn wait_out(&self, taken: Now) -> Now {
+    pub(super) fn wait_out(&self, taken: Now) -> Now {
         let t = &self.timing;
         let by_record = taken + t.record_ttl;
         let end = self.peer_grant_end().max(by_record) + t.margin(t.ttl);
@@ -250,7 +259,7 @@ impl Machine {
         let taking = matches!(record.phase, Phase::Taking { .. });
         if taking && self.taking.is_none() {
             // A former life took over, and has never opened in this phase: the wait begins anew.
-            self.open_not_before = self.wait_out(now);
+            self.taken_at = Some(now);
             self.taking = Some("the takeover of a former life goes on".into());
         }
         if self.ask_whoever_has_the_data(now, record, out) {
@@ -259,7 +268,10 @@ impl Machine {
         if self.cut_again(now, taking, out) {
             return;
         }
-        let idle = self.drbd.role == Role::Secondary && !self.drbd.connected;
+        // A peer that serves though the record does not say so: an operator's emergency start there.
+        let idle = self.drbd.role == Role::Secondary
+            && !self.drbd.connected
+            && !self.peer_serves(now);
         let lone = self.since.disconnected.is_some_and(|at| now >= at + self.timing.lone_wait);
         let mine = record.current.contains(&self.me) && record.current.contains(&self.peer);
         if idle && lone && mine && self.whole_alone() && now >= self.not_before {
@@ -303,7 +315,7 @@ impl Machine {
     pub(super) fn yields(&self, now: Now) -> bool {
         let takes = self.peer_is_fresh(now) && self.peer_view.beat.taking;
         let frozen = self.since.frozen.unwrap_or(now);
-        now < self.auto.yield_until || (takes && now < frozen + ASK_PAUSE)
+        (now < self.auto.yield_until || takes) && now < frozen + ASK_PAUSE
     }
 
     /// An asking that nothing could be made of in this step is refused in it: it must not come true
@@ -360,8 +372,9 @@ impl Machine {
         let step = OPEN[at];
         let taking = matches!(record.phase, Phase::Taking { .. });
         let late = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
-        if taking && step == late && now < self.open_not_before {
-            self.wake(now, self.open_not_before, out);
+        let opens = self.open_not_before(now);
+        if taking && step == late && now < opens {
+            self.wake(now, opens, out);
         } else if taking && step == late {
             let uuids = self.drbd.data_uuid.clone();
             let next = record.settle_take(&self.me, self.generation, uuids);
@@ -373,7 +386,7 @@ impl Machine {
         }
     }
 
-    fn wake(&mut self, now: Now, at: Now, out: &mut Vec<Effect>) {
+    pub(super) fn wake(&mut self, now: Now, at: Now, out: &mut Vec<Effect>) {
         let asked = self.side.wake.is_some_and(|w| w == at && now < w);
         if !asked {
             self.side.wake = Some(at);
@@ -434,13 +447,16 @@ impl Machine {
             self.auto.failed = 0;
             return self.go_home(now, well, out);
         };
-        if now < self.auto.not_before {
+        let orderly = ailment == Ailment::Other;
+        if now < self.auto.not_before || (orderly && now < self.auto.settled_at) {
             return false;
         }
         // With hanging writes nothing can be written back or unmounted: no move in good order.
-        if self.auto.failed >= 2 || ailment != Ailment::Other {
+        if self.auto.failed >= 2 || !orderly {
             self.ask_now(now, reason, out);
-            self.auto.not_before = now + AUTO_MOVE_PAUSE;
+            if orderly {
+                self.auto.not_before = now + AUTO_MOVE_PAUSE;
+            }
             return false;
         }
         self.auto.running = true;
@@ -453,7 +469,7 @@ impl Machine {
     /// Failback, where it is configured: never soon, never twice in a short time.
     fn go_home(&mut self, now: Now, well: Now, out: &mut Vec<Effect>) -> bool {
         let due = self.failback.is_some_and(|after| now >= well + after);
-        if !due || !self.drbd.both_current() || now < self.auto.not_before {
+        if !due || !self.drbd.both_current() || now < self.auto.not_before.max(self.auto.settled_at) {
             return false;
         }
         self.auto.running = true;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::*;
 
 mod moves;
+mod recovery;
 mod takeovers;
 
 #[derive(Default, Clone)]
@@ -252,10 +253,10 @@ impl World {
             return Err(error.clone());
         }
         let (peer_primary, linked) = (self.nodes[1 - n].primary, self.connected());
-        let excluded = self.stored.as_ref().is_some_and(|v| {
+        let excluded = self.shown(n).is_some_and(|record| {
             let [me, peer] =
                 if n == 0 { names() } else { [names()[1].clone(), names()[0].clone()] };
-            v.record.authority() == Some(&me) && !v.record.current.contains(&peer)
+            record.authority() == Some(&me) && !record.current.contains(&peer)
         });
         let touches =
             matches!(step, Step::Sync | Step::Unmount | Step::Marker | Step::StartThreads);
@@ -310,9 +311,16 @@ impl World {
 
     /// DRBD's freeze: a Primary that lost its peer, until the record says that it is alone.
     fn is_frozen(&self, n: usize) -> bool {
-        let current = self.stored.as_ref().map(|v| &v.record.current);
+        let current = self.shown(n).map(|r| &r.current);
         let peer_current = current.is_some_and(|c| c.contains(&names()[1 - n]));
         self.nodes[n].primary && !self.connected() && peer_current
+    }
+
+    /// What DRBD's helper on that node is answered from.
+    fn shown(&self, n: usize) -> Option<&Record> {
+        let machine = &self.machines[n];
+        let own = machine.record().filter(|_| machine.emergency().is_some());
+        own.or(self.stored.as_ref().map(|v| &v.record))
     }
 
     fn sign(&self, of: usize) -> Sign {

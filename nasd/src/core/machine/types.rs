@@ -24,8 +24,11 @@ pub struct Versioned {
 pub struct StepContext {
     /// Epoch of the record that allows the step.
     pub epoch: u64,
-    /// The record's generation: the marker on the volume must have at least this one (S2).
+    /// The record's generation: the marker that is written gets a higher one.
     pub generation: u64,
+    /// The marker on the volume must have at least this generation (S2): the record's, or a lower one
+    /// that an operator has confirmed.
+    pub accepts: u64,
     /// For [`Step::Promote`].
     pub proof: Option<Proof>,
 }
@@ -204,6 +207,15 @@ pub enum Event {
     },
     /// No automatic action from now on (`Some`: who asked), or again.
     Hold(Option<String>),
+    /// An operator starts the service here though the coordinator has no majority.
+    Emergency {
+        /// The last record on this node's disk.
+        last: Record,
+        /// Who typed it.
+        by: String,
+        /// It was begun by a former life of nasd and has not ended.
+        resumed: bool,
+    },
     /// Time passed.
     Tick,
 }
@@ -319,7 +331,7 @@ pub enum Effect {
 }
 
 /// What may be done beside the programs. Each is idempotent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Chore {
     /// Let DRBD connect again (from `StandAlone`).
     Connect,
@@ -366,6 +378,8 @@ pub const SEEK_AGAIN: Duration = Duration::from_millis(500);
 pub const CHORE: Duration = Duration::from_secs(5);
 /// Pause after a chore, so that its effect can be seen before it is repeated.
 pub const CHORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a chore that failed leaves the turn to others.
+pub const CHORE_RETRY: Duration = Duration::from_secs(10);
 /// Pause after a connect, which may fail for reasons that last (split brain).
 pub const CONNECT_PAUSE: Duration = Duration::from_secs(3);
 /// How long a disk must have failed before that is marked: attaching passes through such states.

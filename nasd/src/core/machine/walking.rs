@@ -6,7 +6,12 @@ impl Machine {
     pub(super) fn run_step(&mut self, now: Now, step: Step, out: &mut Vec<Effect>) {
         let Some(record) = self.record() else { return };
         let proof = if step == Step::Promote { self.proof() } else { None };
-        let context = StepContext { epoch: record.epoch, generation: record.generation, proof };
+        let context = StepContext {
+            epoch: record.epoch,
+            generation: record.generation,
+            accepts: record.lowest_generation(&self.me),
+            proof,
+        };
         let run = self.start(now, Job::Step(step), step.deadline());
         out.push(Effect::Run { run, step, context });
     }
@@ -60,6 +65,11 @@ impl Machine {
         self.hand_over = None;
         self.target_since = None;
         self.since.cannot_open = None;
+        self.since.closing = None;
+        if !matches!(why, Why::Start | Why::Rollback(_)) {
+            // What made the other node unfit may be here too: not back and forth (never flap).
+            self.auto.settled_at = now + AUTO_MOVE_PAUSE;
+        }
         self.answer(Ok(()), out);
         if self.taking.take().is_some() {
             out.push(Effect::TakeoverEnded(Ok(())));

@@ -29,24 +29,26 @@ impl Machine {
         limit: Duration,
         out: &mut Vec<Effect>,
     ) {
-        let run = self.start(now, Job::Cas(record.clone()), limit);
+        let job = CasJob { next: record.clone(), expected, supersedes: false };
+        let run = self.start(now, Job::Cas(job), limit);
         out.push(Effect::Cas { run, expected, record });
     }
 
     pub(super) fn cas_ended(
         &mut self,
         now: Now,
-        record: Record,
+        job: CasJob,
         result: CasResult,
         out: &mut Vec<Effect>,
     ) {
+        let result = if self.emergency.is_some() {
+            let Some(won) = self.claimed(now, result, out) else { return };
+            won
+        } else {
+            result
+        };
         match result {
-            CasResult::Won { revision } => {
-                self.record = Some(Versioned { revision, record });
-                self.record_known = true;
-                self.unsettled = None;
-                self.cas_won(now, out);
-            }
+            CasResult::Won { revision } => self.cas_confirmed(now, job, revision, out),
             CasResult::Lost(found) => {
                 self.learn(found);
                 self.cas_not_won(now, "another node changed the record first", out);
@@ -54,20 +56,37 @@ impl Machine {
             CasResult::NotSent(why) => self.cas_not_won(now, &why, out),
             CasResult::Unknown => {
                 self.must_read = true;
-                self.unsettled = self.record.as_ref().map(|v| v.revision);
+                // It can still land only if nothing has been written since what it compares.
+                let still = self.record.as_ref().map(|v| v.revision) == job.expected;
+                self.unsettled = if still { job.expected } else { self.unsettled };
                 self.cas_not_won(now, "the coordinator did not confirm in time", out);
             }
         }
     }
 
-    pub(super) fn cas_won(&mut self, now: Now, out: &mut Vec<Effect>) {
+    fn cas_confirmed(&mut self, now: Now, job: CasJob, revision: i64, out: &mut Vec<Effect>) {
+        let newer = self.record.as_ref().is_some_and(|v| v.revision > revision);
+        if newer {
+            // Somebody wrote after it, and that has been read already: it was true for a moment.
+            self.cas_not_won(now, "another node changed the record right after", out);
+            return;
+        }
+        self.record = Some(Versioned { revision, record: job.next });
+        self.record_known = true;
+        self.unsettled = None;
+        if !job.supersedes {
+            self.cas_won(now, out);
+        }
+    }
+
+    fn cas_won(&mut self, now: Now, out: &mut Vec<Effect>) {
         match self.stage.clone() {
             Stage::Preparing { to } => {
                 let epoch = self.record().map_or(0, |r| r.epoch);
                 let run = self.start(now, Job::Warm, WARM);
                 out.push(Effect::Warm { run, to, epoch });
             }
-            Stage::Returning { reason } => {
+            Stage::Returning { reason } if self.owns() => {
                 self.not_before = now;
                 self.open_if_proved(now, Why::Rollback(reason), out);
             }
@@ -85,8 +104,15 @@ impl Machine {
         if !open || !mine || self.must_read || now < self.not_before {
             return false;
         }
-        self.change(now, Ok(stored.record), CAS, out);
+        let (next, expected) = (stored.record, Some(stored.revision));
+        let job = CasJob { next: next.clone(), expected, supersedes: true };
+        let run = self.start(now, Job::Cas(job), CAS);
+        out.push(Effect::Cas { run, expected, record: next });
         true
+    }
+
+    fn owns(&self) -> bool {
+        self.record().is_some_and(|r| r.authority() == Some(&self.me))
     }
 
     pub(super) fn cas_not_won(&mut self, now: Now, why: &str, out: &mut Vec<Effect>) {

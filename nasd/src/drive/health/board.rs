@@ -26,6 +26,8 @@ pub enum Check {
     Server,
     /// Writes to that volume.
     Canary(u16),
+    /// Errors of writes to that volume.
+    Errors(u16),
     /// State of that volume's file system.
     FileSystem(u16),
     /// DRBD's word about the local disks.
@@ -43,7 +45,7 @@ impl Check {
             Self::Neighbours => (3000, 10_000),
             Self::Server => (6000, 15_000),
             // Their findings are judged by their own limits already, or certain at once.
-            Self::Canary(_) | Self::FileSystem(_) => (0, 10_000),
+            Self::Canary(_) | Self::Errors(_) | Self::FileSystem(_) => (0, 10_000),
             // A disk that is being attached is less than UpToDate for a moment.
             Self::LocalDisk => (0, 3000),
             Self::BackingDisk(_) => (5000, 10_000),
@@ -57,6 +59,7 @@ impl Check {
             Self::Neighbours => "client network".into(),
             Self::Server => "NFS server".into(),
             Self::Canary(volume) => format!("writes to volume {volume}"),
+            Self::Errors(volume) => format!("errors of volume {volume}"),
             Self::FileSystem(volume) => format!("file system of volume {volume}"),
             Self::LocalDisk => "local disk".into(),
             Self::BackingDisk(volume) => format!("local disk of volume {volume}"),

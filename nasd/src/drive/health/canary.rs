@@ -115,6 +115,7 @@ impl Canary {
             if term.serving(&self.hands, self.board.now()).is_none() {
                 self.board.hanging(self.volume, None);
                 self.post(Finding::Idle);
+                self.post_broken(Finding::Idle);
                 continue;
             }
             self.once(&mut term).await;
@@ -125,6 +126,10 @@ impl Canary {
         self.board.post(Check::Canary(self.volume), finding);
     }
 
+    fn post_broken(&self, finding: Finding) {
+        self.board.post(Check::Errors(self.volume), finding);
+    }
+
     /// One canary. Nothing before `term`'s floor counts.
     async fn once(&self, term: &mut Term) {
         let sent = self.board.now();
@@ -133,8 +138,14 @@ impl Canary {
         let hung = if let Answered::Hangs(hung) = &answer { Some(*hung) } else { None };
         self.board.hanging(self.volume, hung);
         match answer {
-            Answered::Written => self.post(Finding::Well),
-            Answered::Broken(why) => self.post(Finding::Bad { since: sent, why }),
+            Answered::Written => {
+                self.post(Finding::Well);
+                self.post_broken(Finding::Well);
+            }
+            Answered::Broken(why) => {
+                self.post(Finding::Well); // it did not hang: a move in good order can still be made
+                self.post_broken(Finding::Bad { since: sent, why });
+            }
             Answered::Hangs(hung) => self.judge(self.board.now().saturating_sub(hung), term),
             Answered::Unknown(why) => {
                 tracing::debug!(volume = self.volume, why, "the canary tells nothing");
@@ -148,7 +159,10 @@ impl Canary {
         if suspended(&self.hands) {
             term.raise(now);
         }
-        let Some(floor) = term.serving(&self.hands, now) else { return self.post(Finding::Idle) };
+        let Some(floor) = term.serving(&self.hands, now) else {
+            self.post_broken(Finding::Idle);
+            return self.post(Finding::Idle);
+        };
         let facts = lock(&self.facts).get(&self.volume).copied();
         self.post(judge_hanging(now, since.max(floor), facts.as_ref()));
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Command, ServiceTask};
 use crate::core::machine::{Effect, Event, RunId};
+use crate::core::step::Step;
 use crate::core::view::Now;
 use crate::drive::handover::{self, HandOverNews};
 use crate::drive::power_fence::Fenced;
@@ -19,6 +20,12 @@ impl ServiceTask {
                 if step.name() == "close-inbound" {
                     self.tally.silent_since = Some(Instant::now());
                 }
+                // From here on a takeover that is not done has changed something.
+                self.tally.cut = match step {
+                    Step::TakeReady => false,
+                    Step::ForceDisconnect => true,
+                    _ => self.tally.cut,
+                };
                 let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
                 tokio::spawn(async move {
                     let result = hands.run(step, context).await;

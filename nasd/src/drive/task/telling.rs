@@ -27,6 +27,10 @@ pub(super) struct Tally {
     pub(super) answer_to: Option<(u64, mpsc::Sender<MoveEvent>)>,
     /// The hand-over of that epoch has been opened; its clients are watched.
     pub(super) opened: Option<u64>,
+    /// The takeover that runs, or ran last, has cut DRBD's connection.
+    pub(super) cut: bool,
+    /// An operator's emergency start goes on.
+    emergency: bool,
 }
 
 impl ServiceTask {
@@ -153,7 +157,7 @@ impl ServiceTask {
         self.tally.silent = since;
         let (result, message) = match result {
             Ok(()) => (MoveResult::Moved, String::new()),
-            Err(why) => (MoveResult::Refused, why),
+            Err(why) => (not_taken(self.tally.cut), why),
         };
         self.note("takeover", result.as_str_name(), &message);
         if result == MoveResult::Moved {
@@ -171,8 +175,24 @@ impl ServiceTask {
         self.hands.history.note(Entry::now(&self.hands.me.0, what, epoch, result, detail));
     }
 
+    /// Begin and end of an emergency start; its note on the disk ends with it.
+    fn note_emergency(&mut self) {
+        let on = self.machine.emergency().is_some();
+        if std::mem::replace(&mut self.tally.emergency, on) == on {
+            return;
+        }
+        let text = self.machine.emergency().or(self.machine.emergency_end()).unwrap_or_default();
+        tracing::error!(service = self.hands.service.name, on, text, "EMERGENCY start");
+        self.note("EMERGENCY", if on { "begun" } else { "ended" }, text);
+        if !on {
+            let hands = Arc::clone(&self.hands);
+            tokio::spawn(async move { hands.last_seen.end_emergency().await });
+        }
+    }
+
     /// Every change of the stage is logged; those that an operator asks about later are kept.
-    pub(super) fn note_stage(&self, before: &'static str) {
+    pub(super) fn note_stage(&mut self, before: &'static str) {
+        self.note_emergency();
         let stage = self.machine.stage().name();
         if stage == before {
             return;
@@ -186,6 +206,22 @@ impl ServiceTask {
     }
 }
 
+/// Refused means that nothing was changed.
+fn not_taken(cut: bool) -> MoveResult {
+    if cut { MoveResult::Failed } else { MoveResult::Refused }
+}
+
 pub(super) fn outcome_event(outcome: Outcome) -> MoveEvent {
     MoveEvent { kind: Some(Kind::Outcome(outcome)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_takeover_that_has_cut_the_link_is_not_told_as_if_nothing_was_changed() {
+        assert_eq!(not_taken(false), MoveResult::Refused);
+        assert_eq!(not_taken(true), MoveResult::Failed);
+    }
 }

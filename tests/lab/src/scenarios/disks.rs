@@ -48,6 +48,8 @@ for l in b c; do
         [ -b $d ] || continue
         dmsetup info lab-$l >/dev/null 2>&1 && continue
         dmsetup --noudevrules --noudevsync create lab-$l --table \"0 $(blockdev --getsz $d) linear $d 0\"
+        # Its own node is there at once, whatever udev does.
+        ln -sf /dev/dm-$(dmsetup info -c --noheadings -o minor lab-$l) /dev/mapper/lab-$l
     done
 done
 sed -i 's#disk /dev/[a-z]*\\([bc]\\);#disk /dev/mapper/lab-\\1;#' /etc/drbd.d/*.res

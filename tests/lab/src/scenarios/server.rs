@@ -44,15 +44,21 @@ fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
     Ok(bed)
 }
 
-fn replaced(ctx: &mut Ctx, script: &str, limit_ms: f64, errors: bool) -> Result<(), LabError> {
+fn replaced(
+    ctx: &mut Ctx,
+    script: &str,
+    limit_ms: f64,
+    errors: Option<i32>,
+) -> Result<(), LabError> {
     let mut bed = begin(ctx)?;
+    bed.tolerated = errors;
     let owner = bed.wait_whole(ctx, WHOLE)?;
     let begin = Instant::now();
     let (_, window) = bed.window(ctx, |ctx| {
         ctx.lab.sh(&owner, script, ctx.patience(PROMPT))?;
         ctx.report.moves += 1;
         bed.wait_serves(ctx, other(&owner), VMS, SERVED)?;
-        if errors { Ok(()) } else { bed.wait_writing(ctx, SERVED) }
+        bed.wait_writing(ctx, SERVED)
     })?;
     let took = begin.elapsed().as_secs_f64();
     ctx.report.notes.push(format!("{} serves after {took:.1} s", other(&owner)));
@@ -65,9 +71,10 @@ fn replaced(ctx: &mut Ctx, script: &str, limit_ms: f64, errors: bool) -> Result<
 }
 
 fn readonly(ctx: &mut Ctx) -> Result<(), LabError> {
-    replaced(ctx, BREAK, MOVED_MAX, true)
+    // knfsd answers so from the moment the file system refuses writes until somebody sees it.
+    replaced(ctx, BREAK, MOVED_MAX, Some(nix::libc::EROFS))
 }
 
 fn stuck(ctx: &mut Ctx) -> Result<(), LabError> {
-    replaced(ctx, FREEZE, TAKEN_MAX, false)
+    replaced(ctx, FREEZE, TAKEN_MAX, None)
 }

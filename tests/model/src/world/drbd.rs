@@ -44,7 +44,7 @@ pub struct Side {
 }
 
 /// What the world has to do after an operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Out {
     /// The view of that node changed.
     Changed(usize),
@@ -57,7 +57,7 @@ pub enum Out {
     /// A resynchronisation began in that session.
     Resync(u64),
     /// Writes that had waited are acknowledged now.
-    Acked(usize, usize, Writes),
+    Acked(usize, usize, Box<Writes>),
     /// I/O goes on on that node.
     Thawed(usize),
 }
@@ -304,7 +304,7 @@ impl Pair {
                 volume.new_generation(uuid);
                 let waited = std::mem::take(&mut volume.pending);
                 volume.pending_marker = false;
-                self.out.push(Out::Acked(n, v, waited));
+                self.out.push(Out::Acked(n, v, Box::new(waited)));
             }
         }
         if std::mem::take(&mut self.sides[n].frozen) {
@@ -463,7 +463,7 @@ impl Pair {
                     other.content.marker = content.marker;
                 }
             }
-            self.out.push(Out::Acked(n, v, waited));
+            self.out.push(Out::Acked(n, v, Box::new(waited)));
         }
         if std::mem::take(&mut self.sides[n].frozen) {
             self.out.push(Out::Thawed(n));
@@ -537,7 +537,7 @@ impl Pair {
         }
         let known = side.volumes.iter().all(|v| v.peer <= Disk::Outdated);
         let complete = side.volumes.iter().all(|v| v.disk == Disk::UpToDate);
-        if !(known && complete) && !fenced {
+        if !(fenced || known && complete) {
             return Promotion::NeedsHelper;
         }
         for volume in &mut self.sides[n].volumes {

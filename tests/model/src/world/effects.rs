@@ -23,7 +23,8 @@ impl World {
             }
             Effect::Read => self.ask_coordinator(n, Ask::Read, Waiting::Read),
             Effect::Cas { run, expected, record } => {
-                let waiting = Waiting::Cas { run, expected, record };
+                let widens = self.machine(n).widens();
+                let waiting = Waiting::Cas { run, expected, record, widens };
                 let ask = self.new_ask(n, waiting);
                 self.nasd_later(n, 50, Do::Cas { run: ask, tries: 0 });
             }
@@ -86,17 +87,22 @@ impl World {
 
     /// As the drive does: before the peer becomes current, this node's right must have an end.
     pub(super) fn send_cas(&mut self, n: usize, ask: u64, tries: u32) {
-        let Some(Waiting::Cas { expected, record, .. }) = self.nodes[n].nasd.waiting.get(&ask)
+        let Some(Waiting::Cas { expected, record, widens, .. }) =
+            self.nodes[n].nasd.waiting.get(&ask)
         else {
             return;
         };
-        let (expected, record) = (*expected, record.clone());
+        let (expected, record, widens) = (*expected, record.clone(), *widens);
         if record.current.len() > 1 && self.nodes[n].gate.deadline == Deadline::Never {
             if tries < 50 {
                 self.nasd_later(n, 20 * MS, Do::Cas { run: ask, tries: tries + 1 });
             } else {
-                self.cas_done(n, ask, CasResult::Unknown);
+                self.cas_done(n, ask, CasResult::NotSent("the right has no end".into()));
             }
+            return;
+        }
+        if widens && expected.is_some() && !self.pair.view(n).both_current() {
+            self.cas_done(n, ask, CasResult::NotSent("not in sync any more".into()));
             return;
         }
         let Some(waiting) = self.nodes[n].nasd.waiting.remove(&ask) else { return };
@@ -112,17 +118,22 @@ impl World {
                 }
                 self.feed(n, Event::Cas { run, result });
             }
-            Some(Waiting::ForPeer { ask }) => self.send(n, Message::RelayReply { ask, result }),
             _ => {}
         }
     }
 
     /// The coordinator's answer.
     pub(super) fn answered(&mut self, n: usize, ask: u64, answer: Answer) {
+        if let Some(Waiting::ForPeer { ask: theirs }) = self.nodes[n].nasd.waiting.get(&ask) {
+            let reply = Message::RelayReply { ask: *theirs, answer: Some(answer) };
+            self.nodes[n].nasd.waiting.remove(&ask);
+            self.send(n, reply);
+            return;
+        }
         match answer {
             Answer::Cas(result) => self.cas_done(n, ask, result),
             Answer::Read(read) => match self.nodes[n].nasd.waiting.remove(&ask) {
-                Some(Waiting::Read) => self.read_done(n, read),
+                Some(Waiting::Read | Waiting::RelayedRead) => self.read_done(n, read),
                 Some(Waiting::RightRead { epoch, requested }) => {
                     let me = self.nodes[n].name.clone();
                     let believed = self.nodes[n].judge_and_keep(read.as_ref()).is_ok();
@@ -158,8 +169,16 @@ impl World {
     pub(super) fn give_up(&mut self, n: usize, ask: u64) {
         let Some(waiting) = self.nodes[n].nasd.waiting.get(&ask).cloned() else { return };
         match waiting {
-            Waiting::Cas { run, expected, record } => self.relay(n, ask, run, expected, record),
-            Waiting::Relayed { .. } | Waiting::ForPeer { .. } => {
+            Waiting::Cas { run, expected, record, .. } if self.may_relay(n, &record) => {
+                self.nodes[n].nasd.waiting.remove(&ask);
+                let relayed = Waiting::Relayed { run, record: record.clone() };
+                self.relay(n, relayed, Ask::Cas { expected, record });
+            }
+            Waiting::Read if self.planted != Some(Planted::H6) => {
+                self.nodes[n].nasd.waiting.remove(&ask);
+                self.relay(n, Waiting::RelayedRead, Ask::Read);
+            }
+            Waiting::Cas { .. } | Waiting::Relayed { .. } => {
                 self.cas_done(n, ask, CasResult::Unknown);
             }
             other => {
@@ -171,9 +190,10 @@ impl World {
 
     fn gave_up(&mut self, n: usize, waiting: Waiting) {
         match waiting {
-            Waiting::Read => {
+            Waiting::Read | Waiting::RelayedRead => {
                 self.feed(n, Event::RecordUnreadable("no answer".into()));
             }
+            Waiting::ForPeer { ask } => self.send(n, Message::RelayReply { ask, answer: None }),
             Waiting::Beat { right: Some((epoch, _)), upgrade: false, .. } => {
                 self.ask_record(n, epoch);
             }
@@ -192,16 +212,19 @@ impl World {
         }
     }
 
-    /// H6: the peer writes it, if it can be asked.
-    fn relay(&mut self, n: usize, ask: u64, run: RunId, expected: Option<i64>, record: Record) {
-        if self.planted == Some(Planted::H6) {
-            self.cas_done(n, ask, CasResult::Unknown);
-            return;
-        }
-        self.nodes[n].nasd.waiting.remove(&ask);
-        let relayed = self.new_ask(n, Waiting::Relayed { run, record: record.clone() });
-        self.nasd_later(n, 1500 * MS, Do::GiveUp(relayed));
-        self.send(n, Message::Relay { ask: relayed, expected, record });
+    /// H6: which writes the peer is asked for, as in the drive.
+    fn may_relay(&self, n: usize, record: &Record) -> bool {
+        let me = &self.nodes[n].name;
+        let excludes = !record.current.contains(&self.nodes[1 - n].name);
+        let frozen = self.pair.sides[n].frozen;
+        self.planted != Some(Planted::H6) && record.authority() == Some(me) && (frozen || excludes)
+    }
+
+    /// The peer asks the coordinator for this node.
+    fn relay(&mut self, n: usize, waiting: Waiting, what: Ask) {
+        let ask = self.new_ask(n, waiting);
+        self.nasd_later(n, 1500 * MS, Do::GiveUp(ask));
+        self.send(n, Message::Relay { ask, what });
     }
 
     // ---- the peer ----------------------------------------------------------------------------
@@ -235,11 +258,11 @@ impl World {
                 }
             }
             Message::AskTakeover { reason } => self.feed(n, Event::TakeOver { reason }),
-            Message::Relay { ask, expected, record } => {
-                let waiting = Waiting::ForPeer { ask };
-                self.ask_coordinator(n, Ask::Cas { expected, record }, waiting);
+            Message::Relay { ask, what } => {
+                self.ask_coordinator(n, what, Waiting::ForPeer { ask });
             }
-            Message::RelayReply { ask, result } => self.cas_done(n, ask, result),
+            Message::RelayReply { ask, answer: Some(answer) } => self.answered(n, ask, answer),
+            Message::RelayReply { ask, answer: None } => self.give_up(n, ask),
         }
     }
 

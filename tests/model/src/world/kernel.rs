@@ -3,13 +3,18 @@
 //! Owns the way from DRBD's [`Out`] to happenings. Nothing here waits for nasd except the helper.
 
 use nasd::core::machine::Event;
-use nasd::core::record::{NodeName, Record};
+use nasd::core::record::{NodeName, Phase, Record};
 
 use super::drbd::{Conn, Out};
 use super::{Happening, InKernel, MS, S, World};
 
 /// How long the helper waits for a yes (`nasd-fence-peer`).
 const HELPER: super::Time = 300 * S;
+
+/// How long a question is open before a link that is back answers it (the drive's fence.rs).
+const LINK_PATIENCE: super::Time = S;
+/// How long a promotion waits for its record (the drive's fence.rs).
+const PROMOTION_PATIENCE: super::Time = 2 * S;
 
 /// I8: this node has the authority, and the peer is out of the current set (the drive's rule).
 fn excludes(record: &Record, me: &NodeName, peer: &NodeName) -> bool {
@@ -40,6 +45,7 @@ impl World {
         self.number += 1;
         let number = self.number;
         self.nodes[n].helper = Some((number, self.pair.sides[n].connects));
+        self.nodes[n].helper_since = Some(self.now);
         self.note(n, || "  helper runs".into());
         if self.weather.helper_broken[n] {
             self.kernel_later(n, 20 * MS, InKernel::HelperEnds { number, yes: false });
@@ -56,18 +62,43 @@ impl World {
         else {
             return;
         };
-        let nasd = &self.nodes[n].nasd;
-        let answers = self.nasd_runs(n);
-        let (me, peer) = (&self.nodes[n].name, &self.nodes[1 - n].name);
-        let record = nasd.machine.record().filter(|_| answers && nasd.machine.is_settled());
-        if record.is_some_and(|r| excludes(r, me, peer)) {
-            crate::properties::helper_says_yes(self, n, connects);
-            let late = self.weather.helper_late[n];
-            let delay = self.delay(5 * MS, 40 * MS) + late;
-            self.kernel_later(n, delay, InKernel::HelperEnds { number, yes: true });
-        } else {
-            self.kernel_later(n, 100 * MS, InKernel::HelperAsks { number });
+        match self.word(n) {
+            Some(true) => {
+                crate::properties::helper_says_yes(self, n, connects);
+                let late = self.weather.helper_late[n];
+                let delay = self.delay(5 * MS, 40 * MS) + late;
+                self.kernel_later(n, delay, InKernel::HelperEnds { number, yes: true });
+            }
+            Some(false) => {
+                let delay = self.delay(5 * MS, 40 * MS);
+                self.kernel_later(n, delay, InKernel::HelperEnds { number, yes: false });
+            }
+            None => self.kernel_later(n, 100 * MS, InKernel::HelperAsks { number }),
         }
+    }
+
+    /// What nasd says to the helper; `None`: wait (the drive's rules). A yes only from a record that
+    /// is settled; a no when the other node has the service, when the link is back, and when only a
+    /// promotion waits.
+    fn word(&self, n: usize) -> Option<bool> {
+        let nasd = &self.nodes[n].nasd;
+        if !self.nasd_runs(n) {
+            return None;
+        }
+        let (me, peer) = (&self.nodes[n].name, &self.nodes[1 - n].name);
+        let record = nasd.machine.record().filter(|_| nasd.machine.is_settled());
+        let asked = self.nodes[n].helper_since.unwrap_or(self.now);
+        let side = &self.pair.sides[n];
+        let moved = |r: &Record| {
+            matches!(&r.phase,
+                Phase::Serving { owner } | Phase::Taking { owner } if owner == peer)
+        };
+        if record.is_some_and(|r| excludes(r, me, peer)) {
+            return Some(true);
+        }
+        let back = matches!(side.conn, Conn::Connected(_)) && self.now >= asked + LINK_PATIENCE;
+        let promoting = !side.primary && self.now >= asked + PROMOTION_PATIENCE;
+        (record.is_some_and(moved) || back || promoting).then_some(false)
     }
 
     fn helper_ends(&mut self, n: usize, number: u64, yes: bool) {
@@ -134,7 +165,7 @@ impl World {
                 let delay = self.delay(300 * MS, 5 * S);
                 self.later(delay, Happening::Resynced(session));
             }
-            Out::Acked(n, volume, writes) => self.late_acks(n, volume, writes),
+            Out::Acked(n, volume, writes) => self.late_acks(n, volume, *writes),
             Out::Thawed(n) => self.note(n, || "  I/O goes on".into()),
         }
     }

@@ -50,6 +50,7 @@ pub(super) fn new_node(n: usize, planted: Option<Planted>, fence: bool) -> Node 
         marked: false,
         last_seen: None,
         helper: None,
+        helper_since: None,
         promoting: None,
         volume_busy: None,
     }

@@ -513,7 +513,7 @@ impl World {
 
     fn stage_line(&self, n: usize) -> String {
         let machine = &self.nodes[n].nasd.machine;
-        let record = machine.record().map_or_else(|| "no record".into(), |r| record_line(r));
+        let record = machine.record().map_or_else(|| "no record".into(), record_line);
         let problem = machine.problem().map(|p| format!("; problem: {p}")).unwrap_or_default();
         format!("{:?}; {record}{problem}", machine.stage())
     }

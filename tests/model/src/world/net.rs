@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use nasd::core::machine::CasResult;
 use nasd::core::machine::HandOverResult;
 use nasd::core::peer::PeerBeat;
-use nasd::core::record::Record;
+
+use super::coordinator::{Answer, Ask};
 
 /// What one nasd says to the other. `ask` is the asker's number for the answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,21 +59,19 @@ pub enum Message {
         /// Why.
         reason: String,
     },
-    /// Write the record for me: I do not reach the coordinator.
+    /// Ask the coordinator for me: I do not reach it.
     Relay {
         /// Number for the answer.
         ask: u64,
-        /// The revision to compare.
-        expected: Option<i64>,
-        /// The record.
-        record: Record,
+        /// What.
+        what: Ask,
     },
-    /// What came of it.
+    /// What it said; `None`: nothing.
     RelayReply {
         /// Number of the question.
         ask: u64,
-        /// Verdict.
-        result: CasResult,
+        /// Its answer.
+        answer: Option<Answer>,
     },
 }
 

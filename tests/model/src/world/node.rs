@@ -60,10 +60,12 @@ pub(crate) enum Waiting {
     /// A beat's reply.
     Beat { right: Option<(u64, Duration)>, requested: Time, upgrade: bool },
     /// A compare-and-set for the core.
-    Cas { run: RunId, expected: Option<i64>, record: Record },
+    Cas { run: RunId, expected: Option<i64>, record: Record, widens: bool },
     /// The same, by the peer.
     Relayed { run: RunId, record: Record },
-    /// A compare-and-set for the peer, with the peer's number.
+    /// The core's read, by the peer.
+    RelayedRead,
+    /// A question for the peer, with the peer's number.
     ForPeer { ask: u64 },
     /// The target's readiness.
     Prepare { run: RunId },
@@ -134,6 +136,8 @@ pub struct Node {
     pub last_seen: Option<Versioned>,
     /// The helper runs: its number and the connection count at its start.
     pub helper: Option<(u64, u32)>,
+    /// Since when.
+    pub helper_since: Option<Time>,
     /// A promotion waits in the kernel for the helper: its answer's number, nasd's life, the epoch.
     pub promoting: Option<(RunId, u32, u64)>,
     /// The step that the volume process has under way.

@@ -80,6 +80,7 @@ impl World {
             frozen: side.frozen,
             violations: Some(Vec::new()),
             coordinator: Some(self.coordinator.answers(n)),
+            taking: node.nasd.machine.stage().name() == "taking-over",
             unfit: self.weather.unfit[n].map(|a| Unfit::new(a, "unfit")),
         }
     }

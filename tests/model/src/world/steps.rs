@@ -169,10 +169,8 @@ impl World {
             }
             Step::Marker => return self.mark_opening(n, context),
             Step::StartThreads => self.start_threads(n)?,
-            Step::TakeReady => {
-                if self.nodes[n].mounted || self.weather.no_mount[n].is_some() {
-                    return Err(refused(step, "the mount point is taken"));
-                }
+            Step::TakeReady if self.nodes[n].mounted || self.weather.no_mount[n].is_some() => {
+                return Err(refused(step, "the mount point is taken"));
             }
             Step::ForceDisconnect => self.disconnect_to_take(n)?,
             _ => {}
