@@ -442,6 +442,10 @@ impl Machine {
         self.unreadable = None;
         self.record_known = true;
         let revision = record.as_ref().map(|r| r.revision);
+        let first = self.record.is_none();
+        if first && record.as_ref().is_some_and(|v| v.record.may_serve(&self.me)) {
+            self.unsettled = revision; // a former life may have sent what can still land (C5)
+        }
         if self.unsettled.is_some_and(|at| revision.is_some_and(|r| r > at)) {
             self.unsettled = None; // what was compared with `at` can land no more
         }

@@ -135,7 +135,8 @@ impl Machine {
 
     /// A standby always seeks its owner. An owner that disconnected by force connects again only to a
     /// node that says it is Secondary and has seen this epoch: a reconnect alone would release a
-    /// frozen former owner (facts: safety, ways out of the freeze, 3).
+    /// frozen Primary (facts: safety, ways out of the freeze, 3). A Secondary's freeze means nothing;
+    /// DRBD 8.4 leaves it set when a frozen node is demoted.
     fn wants_connect(&self, now: Now, record: &Record) -> bool {
         if !self.drbd.stand_alone || self.pending.is_some() || !self.is_settled() {
             return false; // a takeover of unknown outcome may still land: no way back to the owner yet
@@ -152,7 +153,6 @@ impl Machine {
             && matches!(&record.phase, Phase::Serving { owner } if *owner == self.me)
             && self.peer_is_fresh(now)
             && beat.role == Role::Secondary
-            && !beat.frozen
             && beat.unfit.as_ref().is_none_or(|u| u.ailment != Ailment::Disk)
             && beat.epoch >= record.epoch;
         standby || owner

@@ -382,6 +382,11 @@ impl Machine {
         if now < self.not_before || !self.drbd.released() {
             return;
         }
+        if !record.current.contains(&self.me) {
+            let why = format!("the replica of {} is not current", self.me);
+            self.ask_for_takeover(now, why, out);
+            return;
+        }
         self.change(now, record.return_from_move(&self.me), CAS, out);
     }
 }

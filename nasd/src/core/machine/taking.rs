@@ -299,7 +299,7 @@ impl Machine {
     /// At most every few seconds; the answer is a record that has moved, or nothing.
     pub(super) fn ask_for_takeover(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.problem = Some(format!("{reason}; {} must take the service", self.peer));
-        if now >= self.auto.not_before {
+        if now >= self.auto.yield_until {
             self.ask_now(now, reason, out);
         }
     }

@@ -66,7 +66,7 @@ impl Peer {
     }
 }
 
-/// A kernel that accepts for a program that stands still.
+/// As a kernel that accepts for a program that stands still, unless somebody serves on it.
 async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -147,12 +147,13 @@ async fn a_path_that_came_back_carries_beats_again() {
     heard(&link).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let _second_server = back.serve(silent, &keys);
-    for n in 100..130 {
+    for n in 100..116 {
         link.heartbeat(numbered(n)).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // As often as nasd does by default.
+        tokio::time::sleep(Duration::from_millis(250)).await;
     }
-    assert!(there.count() >= 30);
-    assert!(back.count() >= 10, "beats on the path that came back: {}", back.count());
+    assert!(there.count() >= 16);
+    assert!(back.count() >= 4, "beats on the path that came back: {}", back.count());
 }
 
 #[tokio::test]
