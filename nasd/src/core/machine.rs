@@ -393,6 +393,7 @@ impl Machine {
             Event::Peer(beat) => self.hear(now, beat),
             Event::Sought { run, sign } => self.sought(now, run, sign),
             Event::ChoreDone { run, result } => self.chore_done(now, run, result),
+            Event::GateShut => self.gate_shut(now),
             Event::PowerFenced { run, confirmed } => self.power_fenced(run, confirmed),
             Event::Health(unfit) => self.unfit = unfit,
             Event::TakeOver { reason } => {

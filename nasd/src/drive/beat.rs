@@ -381,8 +381,14 @@ fn endpoint(connection: &nasd_net::sockets::Connection) -> Endpoint {
 /// A task that has ended comes back only with nasd (S9): beats without one would tell the peer that all
 /// is well.
 async fn observe_task(hands: Arc<Hands>, handle: Handle) {
-    let mut silent = 0_u32;
+    let (mut silent, mut shut) = (0_u32, 0_u32);
     loop {
+        let serves = hands.seen.borrow().stage == "serving";
+        shut = if serves && !lock(&hands.keeper).is_armed() { shut + 1 } else { 0 };
+        if shut >= 2 {
+            tracing::error!(service = hands.service.name, "serving, and the gate is shut for good");
+            drop(handle.try_send(Command::Event(Event::GateShut)));
+        }
         if handle.is_closed() {
             tracing::error!(service = hands.service.name, "its task has ended; nasd starts anew");
             std::process::exit(1);

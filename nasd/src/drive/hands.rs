@@ -100,6 +100,8 @@ pub struct Seen {
     pub problem: Option<String>,
     /// An operator's emergency start goes on, in words.
     pub emergency: Option<String>,
+    /// How the last one ended, or why it was not begun.
+    pub emergency_end: Option<String>,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -333,6 +335,7 @@ impl Hands {
             epoch: machine.record().map_or(0, |r| r.epoch),
             problem: machine.problem().map(str::to_owned),
             emergency: machine.emergency().map(str::to_owned),
+            emergency_end: machine.emergency_end().map(str::to_owned),
         };
         self.seen.send_if_modified(|old| {
             let changed = *old != seen;

@@ -71,6 +71,12 @@ impl Keeper {
         Ok(true)
     }
 
+    /// Whether a grant would refresh the gate at all.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
     /// Renews the deadline, only while armed for the right's epoch.
     ///
     /// # Errors

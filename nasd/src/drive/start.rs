@@ -160,7 +160,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         tokio::spawn(async move {
             let left = entry.hands.leftovers().await;
             tracing::info!(service = entry.hands.service.name, ?left, "found");
-        resume_emergency(entry).await;
+            resume_emergency(&entry).await;
             drop(entry.handle.send(Command::Event(Event::Started(left))).await);
         });
     }

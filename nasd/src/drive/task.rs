@@ -287,6 +287,11 @@ impl ServiceTask {
             self.tally.silent_before = Duration::ZERO;
             self.tally.silent_since = None;
         }
+        if let Event::TakeOver { .. } = event
+            && self.machine.stage().name() != "taking-over"
+        {
+            self.tally.cut = false;
+        }
     }
 
     fn publish(&self) {

@@ -157,8 +157,8 @@ impl Link {
     /// # Errors
     /// gRPC's status; no answer is a no.
     pub async fn heartbeat(&self, request: HeartbeatRequest) -> Result<HeartbeatReply, Status> {
-        // In tasks of their own, so that the slower one goes on: a call that is dropped drops the
-        // connection that is being made for it, and a path that came back would never be used again.
+        // In tasks of their own, so that the slower one goes on: a call that is dropped is withdrawn at
+        // the peer too, and nobody would drive the connection that is being made for it.
         let beat = |path: &Path| tokio::spawn(path.clone().beat(request.clone()));
         let mut calls: FuturesUnordered<_> = self.paths.iter().map(beat).collect();
         let mut answer = Err(Status::unavailable("no path to the peer"));

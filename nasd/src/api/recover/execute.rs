@@ -14,9 +14,12 @@ use nasd_proto::recover_request::What;
 use super::Attempt;
 use super::facts::{Facts, Stored};
 use super::plan::{Verdict, force_phrase};
-use crate::coordinator::{CasOutcome, CoordinatorError, Versioned};
+use crate::api::operator::named;
+use crate::coordinator::{CasOutcome, CoordinatorError, EmergencyNote, Versioned};
+use crate::core::machine::Event;
 use crate::core::record::{NodeName, Phase, Record};
-use crate::peer::server::Entry;
+use crate::drive::task::Command;
+use crate::peer::server::{Entry, ask};
 
 /// Time for the forced promotion: the kernel runs the fence helper inside it, which waits until this
 /// nasd has seen the new record.
@@ -38,6 +41,7 @@ pub(super) async fn execute(
             open_here(entry, facts, *force, request).await
         }
         (What::DiscardMine, Verdict::Ask { .. }) => discard_mine(facts).await,
+        (What::EmergencyStart, Verdict::Ask { .. }) => emergency_start(entry, facts, &request.by).await,
         _ => Attempt::Refused("this version of nasd cannot do that; nothing was changed".into()),
     }
 }
@@ -98,8 +102,54 @@ pub(super) fn successor(facts: &Facts) -> Record {
         data_uuid: here.map(|s| s.data_uuid.clone()).unwrap_or_default(),
         hold: stored.and_then(|r| r.hold.clone()),
         generation,
-        accepts: None,
+        accepts: accepts(facts),
     }
+}
+
+/// The sentence says that what only the other node has is lost: a replica that had left the current set
+/// opens however old its marker is. A volume without one is still foreign.
+pub(super) fn accepts(facts: &Facts) -> Option<u64> {
+    let stored = facts.coordinator.known().and_then(Option::as_ref).map(|s| &s.record);
+    let known = stored.or_else(|| facts.last_seen.known()?.as_ref());
+    let current = known.is_some_and(|r| r.current.iter().any(|n| n.0 == facts.node));
+    (!current).then_some(1)
+}
+
+/// Without a coordinator: kept on this node's disk first (S9), then the core does it, or says why not.
+async fn emergency_start(entry: &Entry, facts: &Facts, by: &str) -> Attempt {
+    let Some(base) = facts.last_seen.known().cloned().flatten() else {
+        return Attempt::Refused("no record is known here".into());
+    };
+    let (hands, service, node) = (&entry.hands, &facts.service, &facts.node);
+    let read = hands.read_record().await;
+    if let Event::Record(_) = read {
+        return Attempt::Refused("the coordinator answers again; nothing was done".into());
+    }
+    let by = named(by, "");
+    let note = EmergencyNote { base: base.clone(), by: by.clone() };
+    if let Err(why) = hands.last_seen.begin_emergency(&note).await {
+        return Attempt::Refused(format!("it could not be kept on this node's disk: {why}"));
+    }
+    let event = Event::Emergency { last: base, by, resumed: false };
+    let asked = async {
+        entry.handle.send(Command::Event(read)).await.ok()?;
+        entry.handle.send(Command::Event(event)).await.ok()?;
+        // The task takes one thing after the other: when this is answered, the event has been heard.
+        ask(&entry.handle, Command::CheckTarget).await
+    };
+    if !matches!(tokio::time::timeout(SEEN, asked).await, Ok(Some(_))) {
+        return Attempt::Unknown("the service's task does not answer; see nasctl status".into());
+    }
+    let seen = hands.seen.borrow().clone();
+    if seen.emergency.is_none() {
+        hands.last_seen.end_emergency().await;
+        let why = seen.emergency_end.unwrap_or_else(|| "nasd would not".into());
+        return Attempt::Refused(format!("{why}; nothing was done"));
+    }
+    Attempt::Done(format!(
+        "{service} starts on {node} without the coordinator, see nasctl status; keep {} off until a majority is back",
+        facts.peer
+    ))
 }
 
 async fn write(entry: &Entry, facts: &Facts, record: Record) -> Result<(), Attempt> {

@@ -7,17 +7,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use nasd_proto::StatusReply;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::api::control::Services;
 use crate::api::status::{NodeStatus, ServiceStatus};
+use crate::coordinator::Memory;
 use crate::core::peer::Sign;
 use crate::core::record::Record;
 use crate::drive::mark::Mark;
 use crate::drive::seek;
 use crate::drive::start::STATE_DIR;
 use crate::drive::task::Command;
+use crate::observe::history::unix_ms;
 use crate::peer::server::Entry;
 
 /// Time for this node's own status: the task answers from memory, nasd-io and DRBD within this.
@@ -75,6 +77,8 @@ pub struct Facts {
     pub coordinator: Heard<Option<Stored>>,
     /// The last record on this node's own disk.
     pub last_seen: Heard<Option<Record>>,
+    /// Seconds since this node was seen to leave the current set; absent: it has not, or nobody knows.
+    pub left_ago_s: Option<u64>,
     /// The service on this node.
     pub here: Heard<ServiceStatus>,
     /// A disk of this node has failed once and has not been seen whole since.
@@ -104,14 +108,17 @@ impl Facts {
         // A thread that died has found no proof that there is no mark.
         let marked = tokio::task::spawn_blocking(move || mark.stands()).await.unwrap_or(true);
         let stored = read.map(|r| r.map(|v| Stored { record: v.record, revision: v.revision }));
+        let memory = hands.last_seen.last().await;
+        let known = memory.as_ref().ok().and_then(Option::as_ref);
         Self {
+            left_ago_s: left_ago(&hands.me.0, known, unix_ms() / 1000),
             service: name.clone(),
             resource: hands.service.drbd.clone(),
             node: hands.me.0.clone(),
             peer: hands.peer.0.clone(),
             coordinator_kind: services.coordinator_kind.to_owned(),
             coordinator: stored.into(),
-            last_seen: last_seen(Path::new(STATE_DIR), name).await.into(),
+            last_seen: memory.map(|m| m.map(|m| m.record)).into(),
             here,
             marked,
             there,
@@ -168,24 +175,10 @@ fn service_in(reply: &StatusReply, name: &str) -> Result<ServiceStatus, String> 
     found.ok_or_else(|| "its nasd did not tell of this service in time".into())
 }
 
-/// The file that the coordinator's memory of this node keeps.
-#[derive(Deserialize)]
-struct Saved {
-    crc32: u32,
-    record: Record,
-}
-
-async fn last_seen(state_dir: &Path, service: &str) -> Result<Option<Record>, String> {
-    let path = state_dir.join(format!("{service}.record.json"));
-    let read = tokio::fs::read(&path).await;
-    let text = match read {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|e| format!("cannot read {}: {e}", path.display()))?,
-    };
-    let damaged = |why: &str| format!("{} is damaged: {why}", path.display());
-    let saved: Saved = serde_json::from_slice(&text).map_err(|e| damaged(&e.to_string()))?;
-    let sum = crc32fast::hash(&serde_json::to_vec(&saved.record).unwrap_or_default());
-    if saved.crc32 == sum { Ok(Some(saved.record)) } else { Err(damaged("wrong checksum")) }
+/// How long ago this node was seen to leave the current set, by its own clock.
+fn left_ago(node: &str, memory: Option<&Memory>, now_s: u64) -> Option<u64> {
+    let memory = memory.filter(|m| !m.record.current.iter().any(|n| n.0 == node))?;
+    memory.current_since.map(|since| now_s.saturating_sub(since))
 }
 
 #[cfg(test)]
@@ -193,7 +186,6 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::coordinator::{LastSeen, Versioned};
     use crate::core::record::NodeName;
 
     fn record(epoch: u64) -> Record {
@@ -201,17 +193,13 @@ mod tests {
         Record { epoch, ..Record::first(both, BTreeMap::new()) }
     }
 
-    #[tokio::test]
-    async fn this_nodes_memory_is_read_as_it_was_written() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(last_seen(dir.path(), "vms").await, Ok(None));
-        let stored = Versioned { record: record(7), revision: 3 };
-        LastSeen::at(dir.path(), "vms").judge_and_store(Some(&stored)).await.unwrap();
-        assert_eq!(last_seen(dir.path(), "vms").await, Ok(Some(record(7))));
-        let path = dir.path().join("vms.record.json");
-        let text = std::fs::read_to_string(&path).unwrap().replace("\"epoch\":7", "\"epoch\":9");
-        std::fs::write(&path, text).unwrap();
-        assert!(last_seen(dir.path(), "vms").await.unwrap_err().contains("wrong checksum"));
+    #[test]
+    fn the_time_counts_from_leaving_the_current_set() {
+        let memory = Memory { record: record(7), current_since: Some(1000) };
+        assert_eq!(left_ago("nas2", Some(&memory), 1060), Some(60));
+        assert_eq!(left_ago("nas2", Some(&memory), 900), Some(0), "the clock was set back");
+        assert_eq!(left_ago("nas1", Some(&memory), 1060), None, "it has not left");
+        assert_eq!(left_ago("nas2", Some(&Memory { current_since: None, ..memory }), 9), None);
     }
 
     #[test]

@@ -289,8 +289,87 @@ fn emergency_start(f: &Facts) -> Verdict {
             ),
         );
     }
-    Verdict::no(
-        "this version of nasd opens a service only by a record that a majority has confirmed",
-        "make a majority by hand, as the steps above say",
-    )
+    let refusal = no_emergency_by_record(f).or_else(|| no_emergency_by_peer(f));
+    if let Some(refusal) = refusal.or_else(|| no_emergency_by_this_node(f)) {
+        return refusal;
+    }
+    let (service, node, peer) = (&f.service, &f.node, &f.peer);
+    Verdict::Ask { sentence: format!("start {service} on {node} and keep {peer} off"), force: false }
+}
+
+fn no_emergency_by_record(f: &Facts) -> Option<Verdict> {
+    let last = match &f.last_seen {
+        Heard::Known(Some(last)) => last,
+        Heard::Known(None) => {
+            let why = format!("{} has never seen a record of {}", f.node, f.service);
+            return Some(Verdict::no(why, "bring the coordinator back first"));
+        }
+        Heard::Unknown(why) => {
+            let why = format!("this node's memory of the record cannot be used: {why}");
+            return Some(Verdict::no(why, "bring the coordinator back first"));
+        }
+    };
+    let current: Vec<&str> = last.current.iter().map(|n| n.0.as_str()).collect();
+    (!current.contains(&f.node.as_str())).then(|| {
+        let current = current.join(" and ");
+        Verdict::no(
+            format!("the replica of {} may miss acknowledged writes: only {current} has them all", f.node),
+            format!("nasctl emergency-start {}, on {current}", f.service),
+        )
+    })
+}
+
+/// S1: without a coordinator the other node's silence is all there is.
+fn no_emergency_by_peer(f: &Facts) -> Option<Verdict> {
+    let (service, peer) = (&f.service, &f.peer);
+    if f.there.known().is_some() || f.sign == Some("alive") {
+        return Some(Verdict::no(
+            format!("nasd on {peer} answers: both nodes live, and each must know what the other does"),
+            format!("bring the coordinator back; to give {peer} up: switch it off, then again: nasctl emergency-start {service}"),
+        ));
+    }
+    let drbd = f.here.known()?.drbd.as_ref()?;
+    (drbd.connection == "Connected" && drbd.peer_role != "Secondary").then(|| {
+        Verdict::no(
+            format!("DRBD is connected, and {peer} is {}", drbd.peer_role),
+            format!("it may write; switch {peer} off first"),
+        )
+    })
+}
+
+fn no_emergency_by_this_node(f: &Facts) -> Option<Verdict> {
+    let (service, node) = (&f.service, &f.node);
+    let here = match &f.here {
+        Heard::Known(here) => here,
+        Heard::Unknown(why) => {
+            let why = format!("{node} does not know its own state: {why}");
+            return Some(Verdict::no(why, "see: journalctl -u nasd"));
+        }
+    };
+    if here.gate_open {
+        let why = format!("{service} is served by {node}, and goes on");
+        return Some(Verdict::no(why, "see nasctl status"));
+    }
+    let idle = ["standby", "waiting", "serving", "handed-over", "returning"];
+    if !idle.contains(&here.stage.as_str()) || here.emergency.is_some() {
+        return Some(Verdict::no(
+            format!("{service} is {} on {node}", here.stage),
+            "wait until that has ended, then look again: nasctl status",
+        ));
+    }
+    if f.marked {
+        return Some(Verdict::no(
+            format!("a disk of {node} has failed, and has not been seen whole since"),
+            "bring the coordinator back first",
+        ));
+    }
+    let Some(drbd) = &here.drbd else { return Some(no_drbd(f)) };
+    let bad = drbd.disks.iter().find(|(_, (own, _))| !opens_without_force(own));
+    (drbd.disks.is_empty() || bad.is_some()).then(|| {
+        let what = bad.map_or_else(
+            || format!("{} has no volume on {node}", f.resource),
+            |(volume, (own, _))| format!("the disk of volume {volume} on {node} is {own}"),
+        );
+        Verdict::no(what, format!("see: drbdadm status {}", f.resource))
+    })
 }

@@ -30,6 +30,7 @@ fn record(owner: &str, current: &[&str]) -> Record {
         data_uuid: BTreeMap::from([(0, DataUuid::new(6))]),
         hold: None,
         generation: 4,
+        accepts: None,
     }
 }
 
@@ -46,6 +47,7 @@ fn lost() -> Facts {
         last_seen: Heard::Known(Some(seen)),
         here: Heard::Known(status("standby", "Secondary", "Connecting", "Consistent")),
         marked: false,
+        left_ago_s: None,
         there: Heard::Unknown("its nasd does not answer: timed out".into()),
         sign: Some("nothing"),
     }
@@ -225,21 +227,80 @@ fn s3_changes_are_discarded_only_where_they_do_not_count() {
     assert!(why_not(What::DiscardMine, &f).contains("cannot be read"));
 }
 
+/// No majority; nas1, which served, does not answer; nas2 was current when the record was last seen.
+fn struck() -> Facts {
+    Facts {
+        coordinator: Heard::Unknown("no answer".into()),
+        last_seen: Heard::Known(Some(record("nas1", &["nas1", "nas2"]))),
+        sign: Some("unknown"),
+        ..lost()
+    }
+}
+
 #[test]
-fn an_emergency_start_is_explained_and_refused() {
-    assert!(why_not(What::EmergencyStart, &lost()).contains("etcd answers"));
-    let f = Facts { coordinator: Heard::Unknown("no answer".into()), ..lost() };
-    let verdict = judge(What::EmergencyStart, &f);
-    assert_eq!(verdict.sentence(), "");
-    let told = text::explain(What::EmergencyStart, &f, &verdict);
-    for part in ["by hand", "--force-new-cluster", "nasctl recover vms", "not possible now"] {
+fn s3_an_emergency_start_needs_a_sentence_that_names_both_nodes() {
+    let sentence = "start vms on nas2 and keep nas1 off".to_owned();
+    let verdict = judge(What::EmergencyStart, &struck());
+    assert_eq!(verdict, Verdict::Ask { sentence, force: false });
+    let mut frozen = struck();
+    *here(&mut frozen) = status("serving", "Primary", "Connecting", "UpToDate");
+    assert!(matches!(judge(What::EmergencyStart, &frozen), Verdict::Ask { .. }));
+    let told = text::explain(What::EmergencyStart, &struck(), &verdict);
+    for part in ["--force-new-cluster", "gone on alone since", "epoch 12", "if somebody has, nas2 closes"] {
         assert!(told.contains(part), "{part} is missing:\n{told}");
     }
 }
 
 #[test]
+fn s12_an_emergency_start_is_refused_by_whatever_stands_against_it() {
+    let what = What::EmergencyStart;
+    assert!(why_not(what, &lost()).contains("etcd answers"));
+    let f = Facts { last_seen: Heard::Known(Some(record("nas1", &["nas1"]))), ..struck() };
+    assert!(why_not(what, &f).contains("may miss acknowledged writes"));
+    let f = Facts { last_seen: Heard::Known(None), ..struck() };
+    assert!(why_not(what, &f).contains("never seen"));
+    let f = Facts { last_seen: Heard::Unknown("damaged".into()), ..struck() };
+    assert!(why_not(what, &f).contains("memory"));
+    let f = Facts { there: Heard::Known(status("standby", "Secondary", "Connected", "UpToDate")), ..struck() };
+    assert!(why_not(what, &f).contains("nasd on nas1 answers"));
+    assert!(why_not(what, &Facts { sign: Some("alive"), ..struck() }).contains("answers"));
+    assert!(why_not(what, &Facts { marked: true, ..struck() }).contains("has failed"));
+    assert!(why_not(what, &Facts { here: Heard::Unknown("?".into()), ..struck() }).contains("own state"));
+    for disk in ["Outdated", "Inconsistent", "Diskless"] {
+        let mut f = struck();
+        own_disk(&mut f, disk);
+        assert!(why_not(what, &f).contains(disk));
+    }
+    for role in ["Primary", "Unknown"] {
+        let mut f = struck();
+        let drbd = here(&mut f).drbd.as_mut().unwrap();
+        (drbd.connection, drbd.peer_role) = ("Connected".into(), role.into());
+        assert!(why_not(what, &f).contains(role));
+    }
+    let mut f = struck();
+    here(&mut f).gate_open = true;
+    assert!(why_not(what, &f).contains("served by nas2"));
+    let mut f = struck();
+    here(&mut f).stage = "opening".into();
+    assert!(why_not(what, &f).contains("opening"));
+    let mut f = struck();
+    here(&mut f).drbd = None;
+    assert!(why_not(what, &f).contains("not known"));
+}
+
+#[test]
+fn s3_only_a_replica_that_had_left_the_current_set_may_be_older_than_an_opening() {
+    assert_eq!(execute::successor(&lost()).accepts, Some(1));
+    let stored = Stored { record: record("nas1", &["nas1", "nas2"]), revision: 1 };
+    let f = Facts { coordinator: Heard::Known(Some(stored)), ..lost() };
+    assert_eq!(execute::successor(&f).accepts, None, "its marker must fit");
+    let f = Facts { coordinator: Heard::Known(None), ..lost() };
+    assert_eq!(execute::successor(&f).accepts, Some(1), "by this node's memory");
+}
+
+#[test]
 fn the_explanation_is_complete() {
-    let mut f = lost();
+    let mut f = Facts { left_ago_s: Some(11_520), ..lost() };
     own_disk(&mut f, "Outdated");
     let expected = "\
 what is true now
@@ -250,8 +311,8 @@ what is true now
           volume 0: the replica on nas2 is NOT of the generation that the record names: it is older, or foreign (0000000000000006)
 
 what may be lost
-  every write that was acknowledged since nas2 left the current set: only nas1 has those
-  had nas1 opened vms again since, nasd here stops at the older marker on the volume
+  every write that was acknowledged since nas2 left the current set, 3 h 12 min ago: only nas1 has those
+  the openings of vms that the volume here does not know: the record counts 4, any older marker is accepted
   clients that held such data in memory may see older content, or errors
   should nas1 run and serve unseen, both nodes would write: switch it off first
 

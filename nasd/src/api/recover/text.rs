@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use nasd_proto::recover_request::What;
 
+use super::execute;
 use super::facts::{Facts, Heard};
 use super::plan::Verdict;
 use crate::api::status::ServiceStatus;
@@ -199,14 +200,30 @@ fn losses(what: What, f: &Facts) -> Vec<String> {
                     "{node} is in the current set of epoch {}: what was acknowledged until then is here",
                     r.epoch
                 )),
-                Some(_) => lines.push(format!(
-                    "every write that was acknowledged since {node} left the current set: only {peer} has those"
-                )),
+                Some(_) => {
+                    let ago = f.left_ago_s.map(|s| format!(", {} ago", span(s)));
+                    lines.push(format!(
+                        "every write that was acknowledged since {node} left the current set{}: only {peer} has those",
+                        ago.unwrap_or_default()
+                    ));
+                }
                 None => lines.push("nobody can say: no record is known".into()),
             }
-            lines.push(format!(
-                "had {peer} opened {service} again since, nasd here stops at the older marker on the volume"
-            ));
+            if what == What::EmergencyStart {
+                lines.push(format!(
+                    "had {peer} gone on alone since, {node} may not know of it: what was acknowledged there would be lost"
+                ));
+            }
+            lines.push(if what == What::OpenHere && execute::accepts(f).is_some() {
+                format!(
+                    "the openings of {service} that the volume here does not know: the record counts {}, any older marker is accepted",
+                    f.newest().1
+                )
+            } else {
+                format!(
+                    "had {peer} opened {service} again since, nasd here stops at the older marker on the volume"
+                )
+            });
             lines.push(
                 "clients that held such data in memory may see older content, or errors".into(),
             );
@@ -248,7 +265,31 @@ fn deeds(what: What, f: &Facts, force: bool) -> Vec<String> {
             format!("drbdadm disconnect {}", f.resource),
             format!("drbdadm connect --discard-my-data {}", f.resource),
         ],
-        What::EmergencyStart | What::Nothing => Vec::new(),
+        What::EmergencyStart => {
+            let epoch = f.last_seen.known().and_then(Option::as_ref).map_or(0, |r| r.epoch);
+            vec![
+                format!(
+                    "{node} goes by the last record that it saw, epoch {epoch}, as if it had taken {service} over"
+                ),
+                "DRBD's connection is cut by force; nasd then opens as in a takeover".into(),
+                "the right has no end, over restarts too: nobody else can be asked".into(),
+                format!(
+                    "when a majority is back: the record is written for {node} if nobody has changed it; if somebody has, {node} closes"
+                ),
+            ]
+        }
+        What::Nothing => Vec::new(),
+    }
+}
+
+/// `47 s`, `12 min`, `3 h 12 min`, `2 days 3 h`.
+fn span(seconds: u64) -> String {
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{minutes} min"),
+        7200..172_800 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{} days {} h", hours / 24, hours % 24),
     }
 }
 
@@ -272,6 +313,12 @@ fn by_hand(f: &Facts) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_of_time_are_short() {
+        let told: Vec<_> = [47, 720, 11_520, 183_600].map(span).into();
+        assert_eq!(told, ["47 s", "12 min", "3 h 12 min", "2 days 3 h"]);
+    }
 
     #[test]
     fn s2_generations_are_compared_by_descent() {

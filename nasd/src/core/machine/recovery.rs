@@ -36,13 +36,13 @@ impl Machine {
         self.emergency.as_ref().map(|e| e.told.as_str())
     }
 
-    /// How the last one ended.
+    /// How the last one ended, or why it was not begun.
     #[must_use]
     pub fn emergency_end(&self) -> Option<&str> {
         self.emergency_end.as_deref()
     }
 
-    /// Adopts the last record as this node's own, in memory. A refusal is told as the problem.
+    /// Adopts the last record as this node's own, in memory. A refusal is told as its end.
     pub(super) fn start_emergency(
         &mut self,
         now: Now,
@@ -57,7 +57,8 @@ impl Machine {
             Ok(record) if self.emergency.is_none() => record,
             Ok(_) => return,
             Err(why) => {
-                self.problem = Some(format!("no emergency start: {why}"));
+                let why = format!("no emergency start: {why}");
+                self.emergency_end = Some(why);
                 self.must_read = true;
                 return;
             }

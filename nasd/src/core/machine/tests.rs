@@ -15,6 +15,8 @@ struct Node {
     threads: bool,
     gate: bool,
     stand_alone: bool,
+    /// DRBD has been told that it is alone, and does not freeze again.
+    thawed: bool,
     disk_failed: bool,
     dead: bool,
     frozen_nasd: bool,
@@ -313,7 +315,7 @@ impl World {
     fn is_frozen(&self, n: usize) -> bool {
         let current = self.shown(n).map(|r| &r.current);
         let peer_current = current.is_some_and(|c| c.contains(&names()[1 - n]));
-        self.nodes[n].primary && !self.connected() && peer_current
+        self.nodes[n].primary && !self.connected() && peer_current && !self.nodes[n].thawed
     }
 
     /// What DRBD's helper on that node is answered from.

@@ -190,6 +190,8 @@ pub enum Event {
         /// What came of it, in words if it failed.
         result: Result<(), String>,
     },
+    /// The gate was found shut while serving: a step given up long ago took effect late.
+    GateShut,
     /// The fence agent ended.
     PowerFenced {
         /// Which effect.

@@ -84,6 +84,16 @@ impl Machine {
         }
     }
 
+    /// S8: a step that was given up may end later. A gate that it shut is opened again by the whole
+    /// program; what stands already is found done.
+    pub(super) fn gate_shut(&mut self, now: Now) {
+        if self.stage == Stage::Serving && self.pending.is_none() {
+            self.problem = Some("the gate was found shut; it is opened again".into());
+            self.not_before = now;
+            self.stage = Stage::Waiting;
+        }
+    }
+
     pub(super) fn answer(&mut self, result: Result<(), String>, out: &mut Vec<Effect>) {
         if std::mem::take(&mut self.answer_due) {
             out.push(Effect::OpeningEnded(result));

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use nasd_proto::peer_server::SERVICE_NAME;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::{Grpc, NamedService, UnaryService};
@@ -135,18 +137,36 @@ async fn a_peer_is_heard_while_either_path_delivers() {
     }
 }
 
+/// Passes on what it reads, 50 ms later.
+async fn late(mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
+    let mut chunk = vec![0; 65_536];
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if to.write_all(&chunk[..count]).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// A path that came back is used again, although the other one answers every beat first.
 #[tokio::test]
-async fn a_path_that_came_back_carries_beats_again() {
+async fn a_slower_path_that_came_back_carries_beats_again() {
     let dir = tempfile::tempdir().unwrap();
     let keys = keys(dir.path(), "b");
-    let ((silent, first), (living, second)) = (listener().await, listener().await);
+    let ((path, first), (living, second)) = (listener().await, listener().await);
+    let (behind, far) = listener().await;
     let (there, back) = (Peer::default(), Peer::default());
-    let _server = there.serve(living, &keys);
+    let _servers = (there.serve(living, &keys), back.serve(behind, &keys));
     let link = link(first, Some(second), &keys);
     heard(&link).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let _second_server = back.serve(silent, &keys);
+    let _wire = tokio::spawn(async move {
+        while let Ok((near, _)) = path.accept().await {
+            let (near, far) = (near.into_split(), TcpStream::connect(far).await.unwrap());
+            let far = far.into_split();
+            tokio::spawn(late(near.0, far.1));
+            tokio::spawn(late(far.0, near.1));
+        }
+    });
     for n in 100..116 {
         link.heartbeat(numbered(n)).await.unwrap();
         // As often as nasd does by default.

@@ -110,15 +110,13 @@ impl World {
     }
 
     fn cas_done(&mut self, n: usize, ask: u64, result: CasResult) {
-        match self.nodes[n].nasd.waiting.remove(&ask) {
-            Some(Waiting::Cas { run, record, .. } | Waiting::Relayed { run, record }) => {
-                if let CasResult::Won { revision } = result {
-                    let won = Versioned { revision, record };
-                    let _ = self.nodes[n].judge_and_keep(Some(&won));
-                }
-                self.feed(n, Event::Cas { run, result });
+        let waiting = self.nodes[n].nasd.waiting.remove(&ask);
+        if let Some(Waiting::Cas { run, record, .. } | Waiting::Relayed { run, record }) = waiting {
+            if let CasResult::Won { revision } = result {
+                let won = Versioned { revision, record };
+                let _ = self.nodes[n].judge_and_keep(Some(&won));
             }
-            _ => {}
+            self.feed(n, Event::Cas { run, result });
         }
     }
 

@@ -167,3 +167,13 @@ fn an_abort_before_the_demotion_rolls_back() {
     assert_eq!(world.owner(), Some(0));
     assert!(matches!(&world.ends[..], [MoveEnd::RolledBack(r)] if r.contains("aborted")));
 }
+
+#[test]
+fn s8_a_gate_that_a_late_step_shut_is_opened_again() {
+    let mut world = World::new();
+    world.nodes[0].gate = false;
+    world.feed(0, Event::GateShut);
+    world.settle();
+    assert_eq!(world.owner(), Some(0));
+    assert_eq!(*world.machines[0].stage(), Stage::Serving);
+}
