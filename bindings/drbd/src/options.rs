@@ -254,7 +254,8 @@ pub(crate) fn s1_violations(status: &ResourceStatus) -> Vec<S1Violation> {
     resource_rules(status, &mut Check { scope: Scope::Resource, found: &mut found });
     if status.abi == Abi::V84 {
         // The option belongs to the attached disk; without one every write needs the peer's anyway.
-        let attached = |device: &&crate::status::Device| device.disk != crate::enums::DiskState::Diskless;
+        let attached =
+            |device: &&crate::status::Device| device.disk != crate::enums::DiskState::Diskless;
         for (volume, device) in status.devices.iter().filter(|(_, d)| attached(d)) {
             let mut check = Check { scope: Scope::Volume(*volume), found: &mut found };
             let fencing = device.options.as_ref().and_then(|options| options.fencing);

@@ -360,7 +360,10 @@ impl ResourceStatus {
         };
         !self.devices.is_empty()
             && connection.state == ConnState::Connected
-            && self.devices.keys().all(|volume| connection.peer_devices.get(volume).is_some_and(holds))
+            && self
+                .devices
+                .keys()
+                .all(|volume| connection.peer_devices.get(volume).is_some_and(holds))
     }
 
     /// A resync is running on some volume, paused included.

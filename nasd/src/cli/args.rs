@@ -146,7 +146,7 @@ pub enum Command {
     /// Open a service here though this node is not current: may lose data
     #[command(after_help = CONFIRMED_HELP)]
     Recover(ConfirmArgs),
-    /// What to do when the coordinator has lost its majority for good
+    /// Start a service here while the coordinator has no majority: may lose data
     #[command(after_help = CONFIRMED_HELP)]
     EmergencyStart(ConfirmArgs),
     /// Throw this node's changes away after the nodes have parted

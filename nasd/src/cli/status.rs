@@ -206,7 +206,10 @@ fn problems(node: &str, s: &ServiceStatus, paint: Paint) -> String {
         let _ = writeln!(out, "      {remedy}");
     };
     if let Some(emergency) = &s.emergency {
-        tell(emergency, "bring a majority of the coordinator back; keep the other node from serving");
+        tell(
+            emergency,
+            "bring a majority of the coordinator back; keep the other node from serving",
+        );
     }
     let twice = s.problem.is_some() && s.problem == s.emergency;
     if let Some(problem) = s.problem.as_ref().filter(|_| !twice) {

@@ -19,7 +19,8 @@ const VOLUME_MAX: i64 = 65535;
 /// More threads than this only queue on one disk.
 const THREADS_MAX: i64 = 512;
 /// Failback sooner than this would be flapping.
-const FAILBACK: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(7 * 24 * 3600));
+const FAILBACK: (Duration, Duration) =
+    (Duration::from_secs(30), Duration::from_secs(7 * 24 * 3600));
 /// Options that would let an acknowledged write be lost, or that nasd must control itself.
 const BAD_OPTIONS: &[(&str, &str)] = &[
     ("nobarrier", "it does not wait for the disk's cache"),

@@ -107,12 +107,7 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("\"10.77.0.0/24\"", "", 35, "clients is empty"),
     ("\"nas2\"", "\"nas1\"", 8, "node name \"nas1\" is already used on line 5"),
     ("10.77.0.12:7410", "10.77.0.11:7410", 9, "node address"),
-    (
-        "[peer]",
-        "[node.fence]\nagent = \"fence_x\"\n[peer]",
-        11,
-        "agent",
-    ),
+    ("[peer]", "[node.fence]\nagent = \"fence_x\"\n[peer]", 11, "agent"),
     (
         "[peer]",
         "[node.fence]\nagent = \"/usr/sbin/fence_x\"\nparameters = { action = \"on\" }\n[peer]",

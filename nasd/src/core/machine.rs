@@ -98,6 +98,8 @@ pub struct Machine {
     unsettled: Option<i64>,
     /// A fence agent has confirmed: nothing is left to wait for.
     peer_is_off: bool,
+    /// A target whose opening failed tries again by itself not before.
+    open_again_at: Now,
     /// Why this node took over, while it opens.
     taking: Option<String>,
     /// When the record of this takeover was seen first; the wait counts from here.
@@ -163,6 +165,8 @@ struct Since {
     cannot_open: Option<Now>,
     /// The record was read last.
     learned: Option<Now>,
+    /// First and last look at a resynchronisation of this node that has not ended: when, bytes to go.
+    resync: Option<((Now, u64), (Now, u64))>,
     connected_once: bool,
     sound_once: bool,
 }
@@ -200,6 +204,7 @@ impl Machine {
             granted_until: None,
             unsettled: None,
             peer_is_off: false,
+            open_again_at: Now::ZERO,
             taking: None,
             taken_at: None,
             asked: None,
@@ -295,7 +300,8 @@ impl Machine {
     }
 
     fn is_alone(&self) -> bool {
-        self.is_settled() && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
+        self.is_settled()
+            && self.record().is_some_and(|r| r.current == BTreeSet::from([self.me.clone()]))
     }
 
     /// The answer to the other node's request for its right of that life: yes only while this node

@@ -154,7 +154,9 @@ pub enum TransitionError {
         current: BTreeSet<NodeName>,
     },
     /// Somebody must hold every acknowledged write.
-    #[error("{node} alone holds every acknowledged write and cannot be excluded; it must take the service")]
+    #[error(
+        "{node} alone holds every acknowledged write and cannot be excluded; it must take the service"
+    )]
     LastCurrent {
         /// The node that would have been excluded.
         node: NodeName,
@@ -169,7 +171,15 @@ impl Record {
     /// The record of a service that has never served: both nodes hold the same (empty) data.
     #[must_use]
     pub fn first(current: BTreeSet<NodeName>, data_uuid: BTreeMap<u16, DataUuid>) -> Self {
-        Self { epoch: 0, phase: Phase::Stopped, current, data_uuid, hold: None, generation: 0, accepts: None }
+        Self {
+            epoch: 0,
+            phase: Phase::Stopped,
+            current,
+            data_uuid,
+            hold: None,
+            generation: 0,
+            accepts: None,
+        }
     }
 
     /// The node that holds the authority, if any does.

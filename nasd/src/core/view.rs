@@ -46,6 +46,9 @@ pub struct DrbdView {
     pub peer_up_to_date: bool,
     /// A resynchronisation runs on some volume, in either direction.
     pub resync: bool,
+    /// Bytes that the local disks still miss while they are resynchronised; `None`: not known, or
+    /// nothing runs towards this node.
+    pub missing_bytes: Option<u64>,
     /// I/O is frozen because the peer must be fenced first (`susp_fen`).
     pub frozen: bool,
     /// Current UUID of each volume.

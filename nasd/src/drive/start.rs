@@ -16,13 +16,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::transport::server::{Router, TcpIncoming};
 
+use super::beat;
 use super::drbd::{DrbdError, Resource};
 use super::fence;
 use super::follow::{self, Follower};
 use super::hands::{Hands, Seen};
 use super::leave::take_leave;
 use super::network::Network;
-use super::beat;
 use super::right::Keeper;
 use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
 use super::watchdog;
@@ -135,10 +135,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let (mut by_name, mut followers, mut records) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
     for service in &config.services {
         let (entry, follower) = start_service(&common, &config, service).await?;
-        let source = fence::Source {
-            record: entry.hands.record.subscribe(),
-            seen: entry.hands.drbd.slot(),
-        };
+        let source =
+            fence::Source { record: entry.hands.record.subscribe(), seen: entry.hands.drbd.slot() };
         records.insert(service.drbd.clone(), source);
         by_name.insert(service.name.clone(), entry);
         followers.push(follower);
@@ -264,8 +262,7 @@ async fn start_service(
     let right = &config.right;
     let timing = Timing::new(right.ttl, right.heartbeat, right.valid_lft);
     let machine = Machine::new(common.me.clone(), common.peer.name.clone(), founds, timing);
-    let machine =
-        if common.peer.fence.is_some() { machine.with_power_fence() } else { machine };
+    let machine = if common.peer.fence.is_some() { machine.with_power_fence() } else { machine };
     let home = service.preferred.as_ref() == Some(&common.peer.name);
     let machine = match service.failback_after.filter(|_| home) {
         Some(after) => machine.with_failback(after),

@@ -225,6 +225,10 @@ impl ServiceTask {
         tokio::spawn(async move {
             let mut status = hands.status().await;
             (status.stage, status.problem, status.record, status.failover) = machine;
+            status.failover.extend(hands.coordinator.alarm());
+            if hands.coordinator.reach() == Some(false) {
+                status.failover.push("the coordinator does not answer this node".into());
+            }
             status.last_move = last;
             drop(reply.send(status));
         });
@@ -313,7 +317,6 @@ impl ServiceTask {
         // Whose outcome is open is nobody's evidence: DRBD's helper must not be told from it (C5).
         self.hands.publish_record(self.machine.record().filter(|_| self.machine.is_settled()));
     }
-
 }
 
 /// A stored record in the core's form.

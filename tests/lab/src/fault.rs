@@ -98,5 +98,7 @@ impl Fault {
 
 fn heal(lab: &Lab) -> Result<(), LabError> {
     lab.namespace().heal()?;
-    lab.nodes().try_for_each(|node| lab.namespace().link(node, true))
+    // The cable of a node without power has no end to plug in; its power brings it up.
+    let mut powered = lab.nodes().filter(|node| lab.has_power(&node.name));
+    powered.try_for_each(|node| lab.namespace().link(node, true))
 }

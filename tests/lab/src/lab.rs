@@ -393,6 +393,12 @@ impl Lab {
         self.set_process(name, None)
     }
 
+    /// Whether a node's machine runs, frozen or not.
+    pub(crate) fn has_power(&self, name: &str) -> bool {
+        let process = self.process(name).ok().flatten();
+        process.is_some_and(|p| p.alive() && !p.is_childless())
+    }
+
     /// Whether a node has power and is not frozen, and its agent answers at once.
     #[must_use]
     pub fn answers(&self, name: &str) -> bool {

@@ -41,7 +41,9 @@ pub(super) async fn execute(
             open_here(entry, facts, *force, request).await
         }
         (What::DiscardMine, Verdict::Ask { .. }) => discard_mine(facts).await,
-        (What::EmergencyStart, Verdict::Ask { .. }) => emergency_start(entry, facts, &request.by).await,
+        (What::EmergencyStart, Verdict::Ask { .. }) => {
+            emergency_start(entry, facts, &request.by).await
+        }
         _ => Attempt::Refused("this version of nasd cannot do that; nothing was changed".into()),
     }
 }

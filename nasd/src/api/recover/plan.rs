@@ -294,7 +294,10 @@ fn emergency_start(f: &Facts) -> Verdict {
         return refusal;
     }
     let (service, node, peer) = (&f.service, &f.node, &f.peer);
-    Verdict::Ask { sentence: format!("start {service} on {node} and keep {peer} off"), force: false }
+    Verdict::Ask {
+        sentence: format!("start {service} on {node} and keep {peer} off"),
+        force: false,
+    }
 }
 
 fn no_emergency_by_record(f: &Facts) -> Option<Verdict> {
@@ -313,7 +316,10 @@ fn no_emergency_by_record(f: &Facts) -> Option<Verdict> {
     (!current.contains(&f.node.as_str())).then(|| {
         let current = current.join(" and ");
         Verdict::no(
-            format!("the replica of {} may miss acknowledged writes: only {current} has them all", f.node),
+            format!(
+                "the replica of {} may miss acknowledged writes: only {current} has them all",
+                f.node
+            ),
             format!("nasctl emergency-start {}, on {current}", f.service),
         )
     })
@@ -324,8 +330,12 @@ fn no_emergency_by_peer(f: &Facts) -> Option<Verdict> {
     let (service, peer) = (&f.service, &f.peer);
     if f.there.known().is_some() || f.sign == Some("alive") {
         return Some(Verdict::no(
-            format!("nasd on {peer} answers: both nodes live, and each must know what the other does"),
-            format!("bring the coordinator back; to give {peer} up: switch it off, then again: nasctl emergency-start {service}"),
+            format!(
+                "nasd on {peer} answers: both nodes live, and each must know what the other does"
+            ),
+            format!(
+                "bring the coordinator back; to give {peer} up: switch it off, then again: nasctl emergency-start {service}"
+            ),
         ));
     }
     let drbd = f.here.known()?.drbd.as_ref()?;

@@ -246,7 +246,9 @@ fn s3_an_emergency_start_needs_a_sentence_that_names_both_nodes() {
     *here(&mut frozen) = status("serving", "Primary", "Connecting", "UpToDate");
     assert!(matches!(judge(What::EmergencyStart, &frozen), Verdict::Ask { .. }));
     let told = text::explain(What::EmergencyStart, &struck(), &verdict);
-    for part in ["--force-new-cluster", "gone on alone since", "epoch 12", "if somebody has, nas2 closes"] {
+    for part in
+        ["--force-new-cluster", "gone on alone since", "epoch 12", "if somebody has, nas2 closes"]
+    {
         assert!(told.contains(part), "{part} is missing:\n{told}");
     }
 }
@@ -261,11 +263,17 @@ fn s12_an_emergency_start_is_refused_by_whatever_stands_against_it() {
     assert!(why_not(what, &f).contains("never seen"));
     let f = Facts { last_seen: Heard::Unknown("damaged".into()), ..struck() };
     assert!(why_not(what, &f).contains("memory"));
-    let f = Facts { there: Heard::Known(status("standby", "Secondary", "Connected", "UpToDate")), ..struck() };
+    let f = Facts {
+        there: Heard::Known(status("standby", "Secondary", "Connected", "UpToDate")),
+        ..struck()
+    };
     assert!(why_not(what, &f).contains("nasd on nas1 answers"));
     assert!(why_not(what, &Facts { sign: Some("alive"), ..struck() }).contains("answers"));
     assert!(why_not(what, &Facts { marked: true, ..struck() }).contains("has failed"));
-    assert!(why_not(what, &Facts { here: Heard::Unknown("?".into()), ..struck() }).contains("own state"));
+    assert!(
+        why_not(what, &Facts { here: Heard::Unknown("?".into()), ..struck() })
+            .contains("own state")
+    );
     for disk in ["Outdated", "Inconsistent", "Diskless"] {
         let mut f = struck();
         own_disk(&mut f, disk);

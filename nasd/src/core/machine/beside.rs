@@ -62,7 +62,9 @@ impl Machine {
             self.wants_outdate(record).then_some(Chore::Outdate),
             self.wants_connect(now, record).then_some(Chore::Connect),
         ];
-        let failed = |chore: &Chore| self.side.chore_failed.get(chore).is_some_and(|at| now < *at + CHORE_RETRY);
+        let failed = |chore: &Chore| {
+            self.side.chore_failed.get(chore).is_some_and(|at| now < *at + CHORE_RETRY)
+        };
         let rests = |chore: &Chore| failed(chore) && *chore != Chore::Retrigger;
         wanted.into_iter().flatten().find(|chore| !rests(chore))
     }
@@ -146,7 +148,10 @@ impl Machine {
                 || matches!(record.phase, Phase::Moving { .. }))
             && matches!(
                 self.stage,
-                Stage::Standby | Stage::Waiting | Stage::HandedOver { .. } | Stage::Returning { .. }
+                Stage::Standby
+                    | Stage::Waiting
+                    | Stage::HandedOver { .. }
+                    | Stage::Returning { .. }
             );
         let beat = &self.peer_view.beat;
         let owner = self.stage == Stage::Serving

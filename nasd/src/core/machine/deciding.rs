@@ -25,7 +25,8 @@ impl Machine {
             self.decide_emergency(now, out);
             return;
         }
-        if self.exclude_lost_peer(now, out) || self.supersede(now, out) || self.write_hold(now, out) {
+        if self.exclude_lost_peer(now, out) || self.supersede(now, out) || self.write_hold(now, out)
+        {
             return;
         }
         match self.stage.clone() {
@@ -164,6 +165,12 @@ impl Machine {
     pub(super) fn decide_target(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
         let asked = self.hand_over == Some(record.epoch);
         if self.drbd.role == Role::Primary {
+            self.open_if_proved(now, Why::HandOver, out);
+            return;
+        }
+        let alone = self.is_alone() && now >= self.open_again_at;
+        if !self.drbd.released() && alone && self.proof().is_some() {
+            // It has excluded the old owner: nobody else may open, whatever becomes of the link.
             self.open_if_proved(now, Why::HandOver, out);
             return;
         }

@@ -20,6 +20,12 @@ impl Machine {
         track(&mut self.since.frozen, view.frozen);
         track(&mut self.since.disconnected, known && !view.connected);
         track(&mut self.since.failed, known && view.local_failed);
+        if let Some(bytes) = view.missing_bytes {
+            let (first, _) = self.since.resync.unwrap_or(((now, bytes), (now, bytes)));
+            self.since.resync = Some((first, (now, bytes)));
+        } else if view.local_up_to_date {
+            self.since.resync = None;
+        }
         self.since.connected_once |= view.connected;
         self.since.sound_once |= view.local_consistent;
         self.drbd = view;

@@ -26,22 +26,43 @@ impl Machine {
         } else if !record.current.contains(&self.me) {
             let current: Vec<_> = record.current.iter().map(|n| n.0.as_str()).collect();
             format!(
-                "the replica of {} may miss acknowledged writes; only {} has them all",
+                "the replica of {} may miss acknowledged writes; only {} has them all{}",
                 self.me,
-                current.join(", ")
+                current.join(", "),
+                self.unfinished_resync()
             )
         } else if whole && !self.holes.has(Hole::C2) {
-            format!("a disk of {} had failed, or its data is not of the record's generation", self.me)
+            format!(
+                "a disk of {} had failed, or its data is not of the record's generation",
+                self.me
+            )
         } else if let Some(Unfit { ailment: Ailment::Disk, why }) = &self.unfit {
             format!("{}: {why}", self.me)
         } else if self.drbd.role != Role::Secondary || !sound || self.drbd.resync {
             format!("a disk of {} is not UpToDate", self.me)
         } else if heard && beat.violations.as_ref().is_none_or(|v| !v.is_empty()) {
-            format!("the DRBD options of {} are not those that freeze it (see nasctl status)", self.peer)
+            format!(
+                "the DRBD options of {} are not those that freeze it (see nasctl status)",
+                self.peer
+            )
         } else {
             return Ok(());
         };
         Err(no)
+    }
+
+    /// How far a resynchronisation that was cut off had come, and how long the rest would have taken.
+    fn unfinished_resync(&self) -> String {
+        let Some(((began, all), (ended, left))) = self.since.resync else { return String::new() };
+        let (done, took) = (all.saturating_sub(left), ended.saturating_sub(began));
+        let mib = left.div_ceil(1 << 20);
+        let per_second =
+            u64::try_from(u128::from(done) * 1000 / took.as_millis().max(1)).unwrap_or(0);
+        if per_second == 0 {
+            return format!("; its resynchronisation has {mib} MiB to go");
+        }
+        let rest = left.div_ceil(per_second);
+        format!("; its resynchronisation has {mib} MiB to go, about {rest} s at the rate seen")
     }
 
     /// Why a failover to the standby would not work now; empty: it would. Judged on either node.
@@ -89,7 +110,8 @@ impl Machine {
         }
         if let Err(no) = may {
             let ms = silent.as_millis();
-            self.problem = Some(format!("{} is silent since {ms} ms; no takeover: {no}", self.peer));
+            self.problem =
+                Some(format!("{} is silent since {ms} ms; no takeover: {no}", self.peer));
             self.must_read |= now >= self.last_read + Duration::from_secs(1);
             return;
         }
@@ -106,7 +128,11 @@ impl Machine {
                 self.wake(now, now + self.timing.heartbeat / 4, out);
             }
             Sign::Nothing => {
-                self.begin_take(now, format!("{peer} is silent since {ms} ms and answers nowhere"), out);
+                self.begin_take(
+                    now,
+                    format!("{peer} is silent since {ms} ms and answers nowhere"),
+                    out,
+                );
             }
             Sign::HostOnly if self.holes.has(Hole::H4) => {}
             Sign::HostOnly if now >= self.peer_grant_end() + HANG_MARGIN => {
@@ -166,7 +192,11 @@ impl Machine {
         reason: &str,
         out: &mut Vec<Effect>,
     ) {
-        if at == TAKE.len() && self.record().is_some_and(|r| r.authority() == Some(&self.me) && !matches!(r.phase, Phase::Moving { .. })) {
+        if at == TAKE.len()
+            && self.record().is_some_and(|r| {
+                r.authority() == Some(&self.me) && !matches!(r.phase, Phase::Moving { .. })
+            })
+        {
             self.stage = Stage::Waiting; // taken already: on to the opening
             return;
         }
@@ -269,9 +299,8 @@ impl Machine {
             return;
         }
         // A peer that serves though the record does not say so: an operator's emergency start there.
-        let idle = self.drbd.role == Role::Secondary
-            && !self.drbd.connected
-            && !self.peer_serves(now);
+        let idle =
+            self.drbd.role == Role::Secondary && !self.drbd.connected && !self.peer_serves(now);
         let lone = self.since.disconnected.is_some_and(|at| now >= at + self.timing.lone_wait);
         let mine = record.current.contains(&self.me) && record.current.contains(&self.peer);
         if idle && lone && mine && self.whole_alone() && now >= self.not_before {
@@ -299,14 +328,14 @@ impl Machine {
     /// At most every few seconds; the answer is a record that has moved, or nothing.
     pub(super) fn ask_for_takeover(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.problem = Some(format!("{reason}; {} must take the service", self.peer));
-        if now >= self.auto.yield_until {
+        if now + ASK_PAUSE >= self.auto.yield_until {
             self.ask_now(now, reason, out);
         }
     }
 
     fn ask_now(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.auto.not_before = now + ASK_PAUSE;
-        self.auto.yield_until = now + ASK_PAUSE;
+        self.auto.yield_until = now + 2 * ASK_PAUSE;
         out.push(Effect::AskTakeover { reason });
     }
 
@@ -315,7 +344,7 @@ impl Machine {
     pub(super) fn yields(&self, now: Now) -> bool {
         let takes = self.peer_is_fresh(now) && self.peer_view.beat.taking;
         let frozen = self.since.frozen.unwrap_or(now);
-        (now < self.auto.yield_until || takes) && now < frozen + ASK_PAUSE
+        (now < self.auto.yield_until || takes) && now < frozen + 2 * ASK_PAUSE
     }
 
     /// An asking that nothing could be made of in this step is refused in it: it must not come true
@@ -469,7 +498,8 @@ impl Machine {
     /// Failback, where it is configured: never soon, never twice in a short time.
     fn go_home(&mut self, now: Now, well: Now, out: &mut Vec<Effect>) -> bool {
         let due = self.failback.is_some_and(|after| now >= well + after);
-        if !due || !self.drbd.both_current() || now < self.auto.not_before.max(self.auto.settled_at) {
+        if !due || !self.drbd.both_current() || now < self.auto.not_before.max(self.auto.settled_at)
+        {
             return false;
         }
         self.auto.running = true;

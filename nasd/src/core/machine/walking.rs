@@ -47,13 +47,7 @@ impl Machine {
         }
     }
 
-    pub(super) fn advance_opening(
-        &mut self,
-        now: Now,
-        at: usize,
-        why: Why,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn advance_opening(&mut self, now: Now, at: usize, why: Why, out: &mut Vec<Effect>) {
         let at = at + 1;
         if at < OPEN.len() {
             self.stage = Stage::Opening { at, why };
@@ -112,6 +106,7 @@ impl Machine {
         if why == Why::HandOver {
             // The target never opens half a service: it closes what it has begun and says so.
             self.hand_over = None;
+            self.open_again_at = now + RETRY;
             self.not_before = now;
             self.close(now, error.to_string(), out);
         } else {

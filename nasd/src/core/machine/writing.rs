@@ -51,6 +51,9 @@ impl Machine {
             CasResult::Won { revision } => self.cas_confirmed(now, job, revision, out),
             CasResult::Lost(found) => {
                 self.learn(found);
+                if self.try_taking_again() {
+                    return;
+                }
                 self.cas_not_won(now, "another node changed the record first", out);
             }
             CasResult::NotSent(why) => self.cas_not_won(now, &why, out),
@@ -109,6 +112,18 @@ impl Machine {
         let run = self.start(now, Job::Cas(job), CAS);
         out.push(Effect::Cas { run, expected, record: next });
         true
+    }
+
+    /// The owner that asked for the takeover wrote something harmless first: the same again, from the
+    /// disconnect on, with the new revision.
+    fn try_taking_again(&mut self) -> bool {
+        let Stage::TakingOver { reason, .. } = self.stage.clone() else { return false };
+        let record = self.record().cloned();
+        let still = self.asked_answer_due && record.is_some_and(|r| self.may_take(&r).is_ok());
+        if still {
+            self.stage = Stage::TakingOver { at: TAKE.len() - 1, reason };
+        }
+        still
     }
 
     fn owns(&self) -> bool {

@@ -22,6 +22,8 @@ pub const PROMPT: Duration = Duration::from_secs(10);
 pub const SERVED: Duration = Duration::from_secs(60);
 /// Until a node has booted, has resynchronised and could take over.
 pub const WHOLE: Duration = Duration::from_secs(90);
+/// Between two windows.
+const APART: Duration = Duration::from_millis(500);
 /// Rest between two questions.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Ports of DRBD's resources.
@@ -70,7 +72,7 @@ impl Bed {
         ctx.report.moves += 1;
         let owner = self.wait_any(ctx, VMS, SERVED)?;
         self.wait_writing(ctx, SERVED)?;
-        Ok((owner, Window { start_ns, end_ns: clock(ctx)? }))
+        Ok((owner, ended(ctx, start_ns)?))
     }
 
     /// A time in which `work` is done and nothing is expected of the service.
@@ -84,7 +86,7 @@ impl Bed {
     ) -> Result<(T, Window), LabError> {
         let start_ns = clock(ctx)?;
         let result = work(ctx)?;
-        Ok((result, Window { start_ns, end_ns: clock(ctx)? }))
+        Ok((result, ended(ctx, start_ns)?))
     }
 
     /// Waits until this node serves by its own words, whatever the other one says.
@@ -225,6 +227,14 @@ impl Bed {
         ctx.lab.fault(&Fault::PowerOn { node: nas.to_owned() })?;
         self.wait_whole(ctx, WHOLE)
     }
+}
+
+/// The window that ends now, and a rest: the clocks of two clients differ by a little, and a gap that the next fault
+/// makes must not touch this window.
+fn ended(ctx: &Ctx, start_ns: u64) -> Result<Window, LabError> {
+    let end_ns = clock(ctx)?;
+    thread::sleep(APART);
+    Ok(Window { start_ns, end_ns })
 }
 
 /// A node's own status, or why there is none.

@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "soak",
     summary: "random faults for 5 minutes (--minutes), chosen by a SEED: served after each, nothing lost",
     engine: None,
-    nightly: false,
+    nightly: true,
     clients: 2,
     run,
 };

@@ -156,6 +156,7 @@ impl Pair {
             local_consistent: all(&|v| v.disk >= Disk::Consistent) && !target,
             local_failed: side.volumes.iter().any(failed) && !target,
             peer_up_to_date: connected && all(&|v| v.peer == Disk::UpToDate && !v.source),
+            missing_bytes: None,
             resync: side.volumes.iter().any(|v| v.target || v.source),
             frozen: side.frozen,
             data_uuid: self.uuids(n),

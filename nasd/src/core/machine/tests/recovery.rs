@@ -302,7 +302,11 @@ fn s1_a_returning_owner_does_not_open_beside_an_emergency() {
     world.coordinator = true;
     let record = world.stored.clone();
     world.feed(0, Event::Record(record));
-    let beat = PeerBeat { gate: GateReport::Open { left: None }, role: Role::Primary, ..PeerBeat::default() };
+    let beat = PeerBeat {
+        gate: GateReport::Open { left: None },
+        role: Role::Primary,
+        ..PeerBeat::default()
+    };
     world.machines[0].since.disconnected = Some(Duration::ZERO);
     world.queue.clear();
     world.feed(0, Event::Peer(beat));

@@ -223,7 +223,12 @@ fn either_node_dies_at_each_step_of_a_planned_move() {
             }
             world.power_cut(victim);
             world.settle();
-            assert_eq!(world.owner(), Some(1 - victim), "victim {victim} after {after}: {:#?}", world.machines[1 - victim]);
+            assert_eq!(
+                world.owner(),
+                Some(1 - victim),
+                "victim {victim} after {after}: {:#?}",
+                world.machines[1 - victim]
+            );
             world.power_on(victim);
             world.settle();
             assert_eq!(world.owner(), Some(1 - victim), "victim {victim} after {after}");
@@ -389,12 +394,14 @@ fn s2_nobody_outdates_itself_on_a_record_from_before_the_loss() {
     world.linked = true;
     let view = world.view(1);
     world.feed(1, Event::Drbd(view));
-    world.machines[1].record = Some(Versioned { record: Record { current: sole, ..old.record }, ..old });
+    world.machines[1].record =
+        Some(Versioned { record: Record { current: sole, ..old.record }, ..old });
     world.linked = false;
     let view = world.view(1);
     world.queue.clear();
     world.feed(1, Event::Drbd(view));
-    let outdates = |e: &(usize, Effect)| matches!(&e.1, Effect::Chore { chore: Chore::Outdate, .. });
+    let outdates =
+        |e: &(usize, Effect)| matches!(&e.1, Effect::Chore { chore: Chore::Outdate, .. });
     assert!(!world.queue.iter().any(outdates), "it must read first: {:?}", world.queue);
     assert!(world.queue.iter().any(|e| e.1 == Effect::Read));
 }
@@ -464,8 +471,45 @@ fn h12_a_link_lost_inside_a_promotion_is_decided_by_the_record_at_once() {
     let view = world.view(1);
     world.feed(1, Event::Drbd(view));
     let sole = BTreeSet::from([names()[1].clone()]);
-    let excludes = |e: &(usize, Effect)| matches!(&e.1, Effect::Cas { record, .. } if record.current == sole);
+    let excludes =
+        |e: &(usize, Effect)| matches!(&e.1, Effect::Cas { record, .. } if record.current == sole);
     assert!(world.queue.iter().any(excludes), "{:?}", world.queue);
     world.settle();
     assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn a_target_that_has_excluded_the_old_owner_opens_even_after_a_failed_try() {
+    let mut world = World::new();
+    let to = names()[1].clone();
+    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    let promotes = |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
+    while !world.queue.iter().any(promotes) {
+        let (n, effect) = world.queue.pop_front().unwrap();
+        world.execute(n, effect);
+    }
+    world.queue.clear();
+    world.linked = false;
+    world.fail = Some((1, Step::Promote, refused()));
+    let view = world.view(1);
+    world.feed(1, Event::Drbd(view));
+    world.run_for(1000);
+    assert_eq!(world.owner(), None);
+    world.fail = None;
+    world.run_for(8000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[1]);
+}
+
+#[test]
+fn a_refusal_tells_how_long_the_resynchronisation_would_have_taken() {
+    let mut world = World::new();
+    world.nodes[1].disk_failed = true;
+    world.run_for(500);
+    for (seconds, mib) in [(0, 100_u64), (2, 80)] {
+        world.now += Duration::from_secs(seconds);
+        let view = DrbdView { missing_bytes: Some(mib << 20), resync: true, ..world.view(1) };
+        world.feed(1, Event::Drbd(view));
+    }
+    let why = world.machines[1].may_take(&world.record_now()).unwrap_err();
+    assert!(why.contains("80 MiB to go, about 8 s"), "{why}");
 }
