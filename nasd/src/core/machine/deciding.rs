@@ -168,10 +168,12 @@ impl Machine {
             self.open_if_proved(now, Why::HandOver, out);
             return;
         }
-        let alone = self.is_alone() && now >= self.open_again_at;
-        if !self.drbd.released() && alone && self.proof().is_some() {
-            // It has excluded the old owner: nobody else may open, whatever becomes of the link.
-            self.open_if_proved(now, Why::HandOver, out);
+        let alone = self.is_alone() && !self.drbd.connected && now >= self.open_again_at;
+        if alone && now >= self.not_before && self.may_take(record).is_ok() {
+            // It alone has the data, and the old owner cannot serve without it. Whether that one has
+            // demoted is not known here: as a takeover, with the wait for its right.
+            let why = format!("{} alone has the data, in the middle of a move to it", self.me);
+            self.begin_take(now, why, out);
             return;
         }
         if !self.drbd.released() {

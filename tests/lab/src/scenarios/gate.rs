@@ -25,6 +25,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 fn run(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = Bed::up(ctx, &[VMS])?;
     bed.write(ctx)?;
+    // What is shown here is the gate alone: nobody takes over meanwhile.
+    ctx.lab.sh("nas1", "nasctl hold vms --reason 'the gate alone is looked at'", LIMIT)?;
     ctx.lab.push("nas1", FAIL_POINTS, b"right-before-refresh stop\n", 0o600)?;
     wait_stopped(ctx)?;
     // The right that was granted before runs out by itself, without any user code.

@@ -513,3 +513,34 @@ fn a_refusal_tells_how_long_the_resynchronisation_would_have_taken() {
     let why = world.machines[1].may_take(&world.record_now()).unwrap_err();
     assert!(why.contains("80 MiB to go, about 8 s"), "{why}");
 }
+
+#[test]
+fn s4_a_target_that_alone_has_the_data_waits_for_an_owner_that_has_not_demoted() {
+    let mut world = World::new();
+    world.run_for(500);
+    world.nodes[0].disk_failed = true;
+    world.run_for(500);
+    let to = names()[1].clone();
+    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    while world.record_now().epoch == 1 {
+        let (n, effect) = world.queue.pop_front().unwrap();
+        world.execute(n, effect);
+    }
+    let granted = world.now;
+    assert!(world.nodes[0].gate, "not demoted, and open");
+    let stored = world.stored.clone();
+    world.feed(1, Event::Record(stored));
+    assert!(world.machines[1].consent(granted, 2, timing().ttl));
+    world.linked = false;
+    world.beats = false;
+    world.machines[0].moving = None;
+    world.nodes[0].frozen_nasd = true;
+    world.queue.clear();
+    while world.now < granted + timing().ttl {
+        world.turn();
+        assert!(!world.nodes[1].gate, "the old owner's right has not ended");
+    }
+    world.nodes[0].gate = false;
+    world.run_for(8000);
+    assert_eq!(world.owner(), Some(1), "{:#?}", world.machines[1]);
+}
