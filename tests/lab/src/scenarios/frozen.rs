@@ -26,7 +26,7 @@ pub const NASD_SHORT: Scenario = Scenario {
     name: "nasd-frozen-short",
     summary: "SIGSTOP of the owner's nasd for 1, 3 and 8 s: taken over, SIGCONT sends no packet",
     engine: None,
-    nightly: false,
+    nightly: true,
     clients: 2,
     run: |ctx| nasd_frozen(ctx, &[1, 3, 8]),
 };
