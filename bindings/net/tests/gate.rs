@@ -8,7 +8,10 @@ use std::time::Duration;
 use common::{LIMIT, VIP, VIP6, World, must, wait_for};
 use nasd_net::frames::{Announcer, Capture};
 use nasd_net::gate::{Deadline, Gate, Origin, Which};
-use nasd_net::{MonotonicInstant, NetError};
+use nasd_net::{MonotonicInstant, NetError, NetnsWorker};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 fn requested_now() -> MonotonicInstant {
     MonotonicInstant::now()
@@ -183,17 +186,53 @@ fn uninstalling_leaves_nothing() {
     assert!(world.reachable(VIP), "an ungated interface answers");
 }
 
-/// Mounts bpffs at its customary place: run it with `unshare -m`, alone.
+/// Where bpffs is mounted when nothing is.
+const BPFFS: &str = "/sys/fs/bpf";
+
+fn is_bpffs() -> bool {
+    statfs(BPFFS).is_ok_and(|stat| stat.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Mounts at the customary place, in the whole process's mount namespace.
+fn customary_mounts() -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.lines().filter(|line| line.split(' ').nth(4) == Some(BPFFS)).count()
+}
+
+/// Runs `task` on a thread with mounts of its own, where bpffs is missing at its customary place. What
+/// is mounted there, also by threads that `task` starts, nobody else sees, and it ends with them.
+fn without_bpffs(task: impl FnOnce() + Send) {
+    let alone = || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        while is_bpffs() {
+            umount2(BPFFS, MntFlags::MNT_DETACH).unwrap();
+        }
+        task();
+    };
+    let ended = std::thread::scope(|scope| scope.spawn(alone).join());
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
 #[test]
-#[ignore = "mounts a file system outside the test's own folder"]
 fn bpffs_is_mounted_when_it_is_missing() {
     let world = World::new("bpffs", 1);
     let node = &world.nodes[0];
     nasd_net::link::ensure_macvlan(&node.host, &node.service, &node.spec, LIMIT).unwrap();
-    let pin = std::path::Path::new("/sys/fs/bpf/nasd/test-missing");
-    for origin in [Origin::Installed, Origin::Adopted] {
-        let gate = Gate::install_or_adopt(&node.service, "svc0", pin, LIMIT).unwrap();
-        assert_eq!(gate.origin(), origin);
-    }
-    Gate::uninstall(&node.service, "svc0", pin, LIMIT).unwrap();
+    let pin = std::path::Path::new(BPFFS).join("nasd/test-missing");
+    let before = customary_mounts();
+    without_bpffs(|| {
+        // Pins are made by the worker's thread, which has the mounts of the one that starts it.
+        let service = NetnsWorker::start(node.service.netns()).unwrap();
+        for origin in [Origin::Installed, Origin::Adopted] {
+            let gate = Gate::install_or_adopt(&service, "svc0", &pin, LIMIT).unwrap();
+            assert_eq!(gate.origin(), origin);
+            assert!(is_bpffs() && pin.exists());
+        }
+        Gate::uninstall(&service, "svc0", &pin, LIMIT).unwrap();
+        assert!(!pin.exists());
+    });
+    assert_eq!(customary_mounts(), before, "the mount stays inside");
+    assert!(!pin.exists());
 }
