@@ -197,13 +197,15 @@ fn not_open_by_this_node(f: &Facts) -> Option<Verdict> {
     None
 }
 
-/// A current node loses nothing by taking over, so it must not be asked to risk anything.
+/// A current node loses nothing by taking over, so it must not be asked to risk anything. It is sent
+/// there only while nothing stands against it: a takeover that nasd would refuse is no way out.
 fn takeover_would_do(f: &Facts, here: &ServiceStatus) -> Option<Verdict> {
     let record = &f.coordinator.known()?.as_ref()?.record;
     let believed = here.record.as_ref() == Some(record);
     let others = record.authority().is_some_and(|a| a.0 != f.node);
     let current = record.current.iter().any(|n| n.0 == f.node);
-    (believed && others && current && here_is_up_to_date(f)).then(|| {
+    let ready = here.failover.is_empty();
+    (believed && others && current && ready && here_is_up_to_date(f)).then(|| {
         Verdict::no(
             format!(
                 "{} is current: it can take {} over without losing anything",

@@ -145,17 +145,40 @@ fn s2_good_data_elsewhere_is_not_thrown_away() {
     assert!(why_not(What::OpenHere, &f).contains("nas1 is up and its disks are UpToDate"));
 }
 
-#[test]
-fn a_current_node_is_sent_to_takeover() {
+/// nas1 is gone, and nas2 has everything.
+fn both_current() -> Facts {
     let mut f = lost();
     let both = record("nas1", &["nas1", "nas2"]);
     own_disk(&mut f, "UpToDate");
     here(&mut f).record = Some(both.clone());
     f.coordinator = Heard::Known(Some(Stored { record: both, revision: 9 }));
+    f
+}
+
+#[test]
+fn a_current_node_is_sent_to_takeover() {
+    let mut f = both_current();
     assert!(why_not(What::OpenHere, &f).contains("without losing anything"));
     // Not so when nasd does not believe that record: a restored etcd.
     here(&mut f).record = Some(Record { epoch: 14, ..record("nas2", &["nas2"]) });
     assert!(matches!(judge(What::OpenHere, &f), Verdict::Ask { .. }));
+}
+
+#[test]
+fn nobody_is_sent_to_a_takeover_that_would_be_refused() {
+    let mut f = both_current();
+    for no in ["a disk of nas2 had failed", "etcd writes nothing"] {
+        here(&mut f).failover = vec![no.to_owned()];
+        let sentence = "open vms on nas2 and lose what only nas1 has".to_owned();
+        assert_eq!(judge(What::OpenHere, &f), Verdict::Ask { sentence, force: false }, "{no}");
+    }
+    here(&mut f).failover = crate::api::status::failover_unknown();
+    assert!(
+        matches!(judge(What::OpenHere, &f), Verdict::Ask { .. }),
+        "not told is not ready (S12)"
+    );
+    here(&mut f).failover.clear();
+    assert!(why_not(What::OpenHere, &f).contains("without losing anything"));
 }
 
 #[test]
