@@ -14,8 +14,11 @@ use crate::process::{self, MARK};
 use crate::progress::Step;
 use crate::sys;
 
-/// Lines of a failed check that are shown; of a compiler's many complaints the last suffice.
+/// Last lines of a failed check that are shown; of a compiler's many complaints these suffice.
 const SHOWN: usize = 300;
+/// Lines before those that are shown at the most, of those that name a failed test. The others that passed
+/// after it, in many test programs, may have said more than [`SHOWN`] lines.
+const NAMED: usize = 100;
 
 /// One check.
 pub struct Check {
@@ -127,9 +130,35 @@ pub fn end_all() {
 }
 
 fn show(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", picked(text).join("\n"));
+}
+
+/// The last lines, and of those before them what names failed tests; as everything is here, the later ones.
+fn picked(text: &str) -> Vec<&str> {
     let lines: Vec<_> = text.trim().lines().collect();
-    let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
-    let _ = writeln!(std::io::stderr(), "{shown}");
+    let tail = lines.len().saturating_sub(SHOWN);
+    let mut shown = naming(&lines[..tail]);
+    shown.drain(..shown.len().saturating_sub(NAMED));
+    if tail > 0 {
+        shown.push("[…]");
+    }
+    shown.extend(&lines[tail..]);
+    shown
+}
+
+/// Lines that name a failed test or test program, where a panic was and what it said, and the lists of failures.
+fn naming<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    let (mut found, mut listed, mut panicked) = (Vec::new(), false, false);
+    for line in lines {
+        listed = if listed { line.starts_with("    ") } else { line.trim() == "failures:" };
+        let failed = line.starts_with("test ") && line.ends_with(" FAILED");
+        let panics = line.contains("panicked at");
+        if listed || failed || panics || panicked || line.starts_with("error: ") {
+            found.push(*line);
+        }
+        panicked = panics;
+    }
+    found
 }
 
 /// Sums up the `test result:` lines of the test harness; empty without any.
@@ -151,6 +180,40 @@ mod tests {
                     test result: ok. 40 passed; 0 failed; 1 ignored";
         assert_eq!(counted(text), "42 tests");
         assert_eq!(counted("nothing"), "");
+    }
+
+    #[test]
+    fn failed_tests_are_named_however_much_is_said_after_them() {
+        let failing = "error: test failed, to rerun pass `-p core --lib`\n\nrunning 3 tests\n\
+                       test one ... ok\ntest two ... FAILED\n\nfailures:\n\n---- two stdout ----\n\n\
+                       thread 'two' (7) panicked at src/two.rs:1:2:\nleft is not right\nnote: run with\n\n\
+                       failures:\n    two\n\ntest result: FAILED. 2 passed; 1 failed";
+        let later: Vec<_> = (0..SHOWN).map(|n| format!("test later::t{n} ... ok")).collect();
+        let named = [
+            "error: test failed, to rerun pass `-p core --lib`",
+            "test two ... FAILED",
+            "failures:",
+            "thread 'two' (7) panicked at src/two.rs:1:2:",
+            "left is not right",
+            "failures:",
+            "    two",
+            "[…]",
+        ];
+        let text = format!("{failing}\n{}\n", later.join("\n"));
+        let shown = picked(&text);
+        assert_eq!(shown[..named.len()], named);
+        assert_eq!(shown[named.len()..], later);
+    }
+
+    #[test]
+    fn little_is_shown_whole_and_much_is_bounded() {
+        assert_eq!(picked("test a ... FAILED\n\nend\n"), ["test a ... FAILED", "", "end"]);
+        let names: Vec<_> = (0..2 * SHOWN).map(|n| format!("test t{n} ... FAILED")).collect();
+        let text = names.join("\n");
+        let shown = picked(&text);
+        assert_eq!(shown.len(), NAMED + 1 + SHOWN);
+        assert_eq!(shown[0], names[SHOWN - NAMED], "the last ones before the tail");
+        assert_eq!(shown[NAMED + 1..], names[SHOWN..]);
     }
 
     #[test]
