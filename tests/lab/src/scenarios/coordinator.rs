@@ -5,40 +5,33 @@
 use std::thread;
 use std::time::Duration;
 
-use super::bed::{Bed, NAS, VMS};
+use super::bed::{NAS, VMS};
+use super::cuts::{begin, nightly};
 use super::recovery::{PROMPT, WHOLE, demand_silence, one, other, packets_of, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
 
-const fn scenario(
-    name: &'static str,
-    summary: &'static str,
-    run: fn(&mut Ctx) -> Result<(), LabError>,
-) -> Scenario {
-    Scenario { name, summary, engine: None, nightly: true, clients: 2, run }
-}
-
 /// No coordinator and no other fault.
 pub const DOWN: Scenario =
-    scenario("etcd-down", "all members of etcd stopped for 60 s: the service goes on", down);
+    nightly("etcd-down", "all members of etcd stopped for 60 s: the service goes on", down);
 
 /// Owner and leader die at once.
-pub const LEADER: Scenario = scenario(
+pub const LEADER: Scenario = nightly(
     "crash-etcd-leader-and-active",
     "the owner, which is etcd's leader as well, loses power: taken over after the election",
     leader,
 );
 
 /// Nothing can be written.
-pub const NOSPACE: Scenario = scenario(
+pub const NOSPACE: Scenario = nightly(
     "etcd-nospace",
     "etcd runs full: the service goes on, the status says that failover would fail",
     nospace,
 );
 
 /// An old snapshot comes back.
-pub const RESTORED: Scenario = scenario(
+pub const RESTORED: Scenario = nightly(
     "etcd-restored",
     "etcd restored from before the last move: refused, the former owner stays silent",
     restored,
@@ -49,14 +42,6 @@ const MEMBERS: [&str; 3] = [NAS[0], NAS[1], "hv1"];
 const UNDISTURBED: f64 = 500.0;
 /// Stall of a takeover that must wait for etcd's election (2 s in the lab, up to twice that), ms.
 const AFTER_ELECTION: f64 = 12_000.0;
-
-fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up(ctx, &[VMS])?;
-    bed.pause_ms = 10;
-    bed.wait_whole(ctx, Duration::from_secs(30))?;
-    bed.write(ctx)?;
-    Ok(bed)
-}
 
 fn everywhere(ctx: &Ctx, script: &str) -> Result<(), LabError> {
     for node in MEMBERS {

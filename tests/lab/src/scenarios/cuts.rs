@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::bed::{Bed, NAS, VMS};
+use super::bed::{Bed, Extra, NAS, VMS};
 use super::recovery::{
     PROMPT, SERVED, WHOLE, cut_drbd, cut_etcd, demand_silence, other, packets_of, until,
 };
@@ -13,68 +13,64 @@ use crate::error::LabError;
 use crate::fault::Fault;
 use crate::report::Window;
 
-const fn scenario(
+/// A scenario with two hypervisors on any engine, too long for every run; not only those of this file.
+pub(super) const fn nightly(
     name: &'static str,
     summary: &'static str,
-    nightly: bool,
     run: fn(&mut Ctx) -> Result<(), LabError>,
 ) -> Scenario {
-    Scenario { name, summary, engine: None, nightly, clients: 2, run }
+    Scenario { name, summary, engine: None, nightly: true, clients: 2, run }
 }
 
 /// The nodes lose each other, not the coordinator.
-pub const REPLICATION: Scenario = scenario(
-    "cut-replication",
-    "the NAS nodes lose each other, both ways, one way, DRBD only: the owner goes on alone",
-    false,
-    cut_replication,
-);
+pub const REPLICATION: Scenario = Scenario {
+    nightly: false,
+    ..nightly(
+        "cut-replication",
+        "the NAS nodes lose each other, both ways, one way, DRBD only: the owner goes on alone",
+        cut_replication,
+    )
+};
 
 /// The owner loses its clients.
-pub const CLIENTS: Scenario = scenario(
+pub const CLIENTS: Scenario = nightly(
     "cut-clients",
     "the owner loses its clients, both ways and one way: handed over to the node that has them",
-    true,
     cut_clients,
 );
 
 /// The owner loses everybody.
-pub const ACTIVE: Scenario = scenario(
+pub const ACTIVE: Scenario = nightly(
     "isolate-active",
     "the owner is cut off from everybody, both ways and one way: taken over; it stops itself",
-    true,
     isolate_active,
 );
 
 /// The standby loses everybody.
-pub const STANDBY: Scenario = scenario(
+pub const STANDBY: Scenario = nightly(
     "isolate-standby",
     "the standby is cut off from everybody, both ways and one way: the owner goes on",
-    true,
     isolate_standby,
 );
 
 /// The coordinator is out of reach.
-pub const COORDINATOR: Scenario = scenario(
+pub const COORDINATOR: Scenario = nightly(
     "cut-coordinator",
     "no coordinator for the owner, for both, for the owner with the replication cut as well (relay)",
-    true,
     cut_coordinator,
 );
 
 /// The owner's interface goes down.
-pub const CARRIER: Scenario = scenario(
+pub const CARRIER: Scenario = nightly(
     "carrier-lost",
     "the owner's network interface goes down: taken over; the owner stops itself and rejoins",
-    true,
     carrier_lost,
 );
 
 /// The link comes back while the old owner is frozen.
-pub const RETURNS: Scenario = scenario(
+pub const RETURNS: Scenario = nightly(
     "frozen-primary-returns",
     "the link is back while the old owner is frozen and the new one serves: self-fenced in 30 s",
-    true,
     frozen_primary_returns,
 );
 
@@ -84,11 +80,20 @@ const STANDBY_LOST: f64 = 5000.0;
 const TAKEOVER: f64 = 7000.0;
 /// No freeze lasts longer, ms (design section 4).
 const FREEZE: f64 = 10_000.0;
+/// Stalls behind a cut, as reports name them.
+const HEALING: &str = "stall while healing";
+const RETURNING: &str = "stall while the old owner returns";
 /// How long a partition lasts.
 const PARTED: Duration = Duration::from_secs(10);
 
-fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up(ctx, &[VMS])?;
+/// The first service is up, whole, and written to all the time: where most scenarios begin.
+pub(super) fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
+    begin_with(ctx, &Extra::default())
+}
+
+/// As [`begin`], with something more in the nodes.
+pub(super) fn begin_with(ctx: &mut Ctx, extra: &Extra) -> Result<Bed, LabError> {
+    let mut bed = Bed::up_with(ctx, &[VMS], extra)?;
     bed.pause_ms = 10;
     bed.wait_whole(ctx, Duration::from_secs(30))?;
     bed.write(ctx)?;
@@ -117,19 +122,38 @@ fn cut_replication(ctx: &mut Ctx) -> Result<(), LabError> {
     let owner = bed.wait_whole(ctx, WHOLE)?;
     let (mut cuts, mut heals) = (Vec::new(), Vec::new());
     for (what, faults) in ways(&owner, &[other(&owner)]) {
-        let (served, cut) = bed.strike(ctx, |ctx| apply(ctx, &faults))?;
-        ctx.demand(served == owner, &format!("{what}: the owner goes on"));
+        cuts.push(goes_on(ctx, &bed, &owner, what, &faults)?);
         bed.must_not_serve(ctx, other(&owner), Duration::from_secs(4))?;
-        cuts.push(cut);
         heals.push(heal(ctx, &bed, &owner)?);
     }
-    let (served, cut) = bed.strike(ctx, |ctx| ctx.lab.fault(&cut_drbd(&owner)))?;
-    ctx.demand(served == owner, "DRBD only: the owner goes on");
-    cuts.push(cut);
+    cuts.push(goes_on(ctx, &bed, &owner, "DRBD only", &[cut_drbd(&owner)])?);
     heals.push(heal(ctx, &bed, &owner)?);
-    bed.conclude(ctx, &cuts)?;
-    bed.bound_stall(ctx, "stall max", &cuts, STANDBY_LOST);
-    bed.bound_stall(ctx, "stall while healing", &heals, 1000.0);
+    conclude(ctx, &mut bed, (&cuts, STANDBY_LOST), (HEALING, &heals, 1000.0))
+}
+
+/// Cut off in this way, the owner must keep the service.
+fn goes_on(
+    ctx: &mut Ctx,
+    bed: &Bed,
+    owner: &str,
+    what: &str,
+    faults: &[Fault],
+) -> Result<Window, LabError> {
+    let (served, cut) = bed.strike(ctx, |ctx| apply(ctx, faults))?;
+    ctx.demand(served == owner, &format!("{what}: the owner goes on"));
+    Ok(cut)
+}
+
+/// The verdict on the cuts, and bounds of both stalls: that of the cuts, and the named one of their ends.
+fn conclude(
+    ctx: &mut Ctx,
+    bed: &mut Bed,
+    (cuts, longest): (&[Window], f64),
+    (healing, heals, limit): (&str, &[Window], f64),
+) -> Result<(), LabError> {
+    bed.conclude(ctx, cuts)?;
+    bed.bound_stall(ctx, "stall max", cuts, longest);
+    bed.bound_stall(ctx, healing, heals, limit);
     Ok(())
 }
 
@@ -184,10 +208,7 @@ fn isolate_active(ctx: &mut Ctx) -> Result<(), LabError> {
         cuts.push(cut);
         heals.push(back);
     }
-    bed.conclude(ctx, &cuts)?;
-    bed.bound_stall(ctx, "stall max", &cuts, TAKEOVER);
-    bed.bound_stall(ctx, "stall while the old owner returns", &heals, 1000.0);
-    Ok(())
+    conclude(ctx, &mut bed, (&cuts, TAKEOVER), (RETURNING, &heals, 1000.0))
 }
 
 type Act<'a> = &'a dyn Fn(&mut Ctx) -> Result<(), LabError>;
@@ -232,17 +253,12 @@ fn isolate_standby(ctx: &mut Ctx) -> Result<(), LabError> {
     let standby = other(&owner);
     let (mut cuts, mut heals) = (Vec::new(), Vec::new());
     for (what, faults) in ways(standby, &[owner.as_str(), "hv1", "hv2"]) {
-        let (served, cut) = bed.strike(ctx, |ctx| apply(ctx, &faults))?;
-        ctx.demand(served == owner, &format!("{what}: the owner goes on"));
+        cuts.push(goes_on(ctx, &bed, &owner, what, &faults)?);
         let said = bed.must_not_serve(ctx, standby, PARTED)?;
         ctx.report.notes.push(format!("{what}: {said}"));
-        cuts.push(cut);
         heals.push(heal(ctx, &bed, &owner)?);
     }
-    bed.conclude(ctx, &cuts)?;
-    bed.bound_stall(ctx, "stall max", &cuts, STANDBY_LOST);
-    bed.bound_stall(ctx, "stall while healing", &heals, 1000.0);
-    Ok(())
+    conclude(ctx, &mut bed, (&cuts, STANDBY_LOST), (HEALING, &heals, 1000.0))
 }
 
 fn cut_coordinator(ctx: &mut Ctx) -> Result<(), LabError> {
@@ -288,11 +304,8 @@ fn carrier_lost(ctx: &mut Ctx) -> Result<(), LabError> {
             Ok(())
         }
     };
-    let windows = isolated(ctx, &bed, &owner, "interface down", &run(down), &run(up))?;
-    bed.conclude(ctx, &[windows.0])?;
-    bed.bound_stall(ctx, "stall max", &[windows.0], TAKEOVER);
-    bed.bound_stall(ctx, "stall while the old owner returns", &[windows.1], 1000.0);
-    Ok(())
+    let (cut, back) = isolated(ctx, &bed, &owner, "interface down", &run(down), &run(up))?;
+    conclude(ctx, &mut bed, (&[cut], TAKEOVER), (RETURNING, &[back], 1000.0))
 }
 
 fn frozen_primary_returns(ctx: &mut Ctx) -> Result<(), LabError> {
@@ -321,10 +334,8 @@ fn frozen_primary_returns(ctx: &mut Ctx) -> Result<(), LabError> {
     ctx.bound("self-fenced after s", Some(fenced), 30.0);
     let after = bed.wait_whole(ctx, WHOLE)?;
     ctx.demand(after == taker, "the new owner keeps the service");
-    bed.conclude(ctx, &[window])?;
-    bed.bound_stall(ctx, "stall max", &[window], TAKEOVER);
-    bed.bound_stall(ctx, "stall when the old owner returns", &[back], 500.0);
-    Ok(())
+    let returning = "stall when the old owner returns";
+    conclude(ctx, &mut bed, (&[window], TAKEOVER), (returning, &[back], 500.0))
 }
 
 /// Changes with each boot of the node.

@@ -5,35 +5,28 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, Extra, NAS, VMS, leftovers};
+use super::cuts::{begin_with, nightly};
 use super::recovery::{PROMPT, SERVED, WHOLE, one, other, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
 
-const fn scenario(
-    name: &'static str,
-    summary: &'static str,
-    run: fn(&mut Ctx) -> Result<(), LabError>,
-) -> Scenario {
-    Scenario { name, summary, engine: None, nightly: true, clients: 2, run }
-}
-
 /// The standby's disk fails; later it boots alone.
-pub const STANDBY: Scenario = scenario(
+pub const STANDBY: Scenario = nightly(
     "disk-error-while-connected",
     "the standby's disk fails; the owner dies; the standby boots alone with its old disk: refuses",
     standby_error,
 );
 
 /// The owner's disk fails.
-pub const OWNER: Scenario = scenario(
+pub const OWNER: Scenario = nightly(
     "owner-disk-error",
     "the owner's disk fails: handed over in good order; repaired, it resynchronises and is current",
     owner_error,
 );
 
 /// A disk answers nothing any more.
-pub const HANG: Scenario = scenario(
+pub const HANG: Scenario = nightly(
     "disk-hang",
     "the disk of the standby, then of the owner, hangs without an error: the service goes on",
     hang,
@@ -73,11 +66,7 @@ const HUNG_OWNER: f64 = 40_000.0;
 const IN_ORDER: f64 = 5000.0;
 
 fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up_with(ctx, &[VMS], &Extra { hook: TABLES, ..Extra::default() })?;
-    bed.pause_ms = 10;
-    bed.wait_whole(ctx, Duration::from_secs(30))?;
-    bed.write(ctx)?;
-    Ok(bed)
+    begin_with(ctx, &Extra { hook: TABLES, ..Extra::default() })
 }
 
 fn sh(ctx: &Ctx, node: &str, script: &str) -> Result<(), LabError> {

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::bed::{Bed, FAIL_POINTS, VMS, hypervisors};
+use super::cuts::{begin, nightly};
 use super::mid_move::wait_stopped;
 use super::recovery::{PROMPT, SERVED, WHOLE, other};
 use super::{Ctx, Scenario};
@@ -13,35 +14,21 @@ use crate::fault::Fault;
 use crate::report::Window;
 
 /// The taker is held up.
-pub const OPENING: Scenario = Scenario {
-    name: "long-wait-before-open",
-    summary: "a takeover held up for 100 s before and behind the start of the threads: all reclaim",
-    engine: None,
-    nightly: true,
-    clients: 2,
-    run: long_wait,
-};
+pub const OPENING: Scenario = nightly(
+    "long-wait-before-open",
+    "a takeover held up for 100 s before and behind the start of the threads: all reclaim",
+    long_wait,
+);
 
 /// The clients are.
-pub const CLIENTS: Scenario = Scenario {
-    name: "hypervisor-ports-late",
-    summary: "clients reach nobody for 45 s around a failover, as behind a booting switch: all reclaim",
-    engine: None,
-    nightly: true,
-    clients: 2,
-    run: ports_late,
-};
+pub const CLIENTS: Scenario = nightly(
+    "hypervisor-ports-late",
+    "clients reach nobody for 45 s around a failover, as behind a booting switch: all reclaim",
+    ports_late,
+);
 
 /// Longer than the grace period, which must not run down unseen.
 const HELD: Duration = Duration::from_secs(100);
-
-fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up(ctx, &[VMS])?;
-    bed.pause_ms = 10;
-    bed.wait_whole(ctx, Duration::from_secs(30))?;
-    bed.write(ctx)?;
-    Ok(bed)
-}
 
 fn long_wait(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = begin(ctx)?;

@@ -6,31 +6,26 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::bed::{Bed, NAS, VMS};
+use super::bed::{NAS, VMS};
+use super::cuts::{begin, nightly};
 use super::recovery::{PROMPT, WHOLE, one, other, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
 
 /// An operator who knows drbdadm.
-pub const OPERATOR: Scenario = Scenario {
-    name: "operator-meddles",
-    summary: "drbdadm and drbd.service behind nasd's back: noticed, record corrected, nobody stale serves",
-    engine: None,
-    nightly: true,
-    clients: 2,
-    run: operator,
-};
+pub const OPERATOR: Scenario = nightly(
+    "operator-meddles",
+    "drbdadm and drbd.service behind nasd's back: noticed, record corrected, nobody stale serves",
+    operator,
+);
 
 /// A helper that does not help.
-pub const HELPER: Scenario = Scenario {
-    name: "helper-fails",
-    summary: "the fence helper is killed, stopped, cannot be executed: no freeze lasts for ever",
-    engine: None,
-    nightly: true,
-    clients: 2,
-    run: helper,
-};
+pub const HELPER: Scenario = nightly(
+    "helper-fails",
+    "the fence helper is killed, stopped, cannot be executed: no freeze lasts for ever",
+    helper,
+);
 
 /// What is typed, and whether at the owner.
 const TYPED: [(&str, bool); 9] = [
@@ -50,14 +45,6 @@ const NOTICED: Duration = Duration::from_secs(40);
 const FREEZE: f64 = 15_000.0;
 /// The helper as DRBD calls it.
 const HELPER_PATH: &str = "/usr/lib/nasd/nasd-fence-peer";
-
-fn begin(ctx: &mut Ctx) -> Result<Bed, LabError> {
-    let mut bed = Bed::up(ctx, &[VMS])?;
-    bed.pause_ms = 10;
-    bed.wait_whole(ctx, Duration::from_secs(30))?;
-    bed.write(ctx)?;
-    Ok(bed)
-}
 
 fn operator(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = begin(ctx)?;
