@@ -27,6 +27,7 @@ mod taking;
 mod types;
 mod walking;
 mod writing;
+mod yielding;
 
 pub use types::*;
 
@@ -102,6 +103,8 @@ pub struct Machine {
     open_again_at: Now,
     /// Why this node took over, while it opens.
     taking: Option<String>,
+    /// When the checks of a takeover began; a beat heard since then ends it.
+    take_began: Option<Now>,
     /// When the record of this takeover was seen first; the wait counts from here.
     taken_at: Option<Now>,
     /// A takeover that somebody asked for.
@@ -110,6 +113,10 @@ pub struct Machine {
     /// An operator's wish about the hold, until the record shows it.
     want_hold: Option<Option<String>>,
     unfit: Option<Unfit>,
+    /// When the threads were started that have never had an open gate: their grace period runs.
+    threads_since: Option<Now>,
+    /// A file system met an error: what is mounted must not be opened to clients any more.
+    spoiled: Option<String>,
     auto: AutoMove,
     since: Since,
     marked: bool,
@@ -167,7 +174,6 @@ struct Since {
     learned: Option<Now>,
     /// First and last look at a resynchronisation of this node that has not ended: when, bytes to go.
     resync: Option<((Now, u64), (Now, u64))>,
-    connected_once: bool,
     sound_once: bool,
 }
 
@@ -206,11 +212,14 @@ impl Machine {
             peer_is_off: false,
             open_again_at: Now::ZERO,
             taking: None,
+            take_began: None,
             taken_at: None,
             asked: None,
             asked_answer_due: false,
             want_hold: None,
             unfit: None,
+            threads_since: None,
+            spoiled: None,
             auto: AutoMove::default(),
             since: Since::default(),
             marked: false,
@@ -347,6 +356,8 @@ impl Machine {
             Event::Started(leftovers) => {
                 self.leftovers = Some(leftovers);
                 self.marked = leftovers.marked;
+                let why = "the file system met an error and writes nothing any more";
+                self.spoiled = leftovers.spoiled.then(|| why.to_owned());
                 self.since.started = Some(now);
             }
             Event::Record(record) => {
@@ -400,6 +411,7 @@ impl Machine {
             Event::Sought { run, sign } => self.sought(now, run, sign),
             Event::ChoreDone { run, result } => self.chore_done(now, run, result),
             Event::GateShut => self.gate_shut(now),
+            Event::Spoiled(why) => self.spoiled = Some(why),
             Event::PowerFenced { run, confirmed } => self.power_fenced(run, confirmed),
             Event::Health(unfit) => self.unfit = unfit,
             Event::TakeOver { reason } => {

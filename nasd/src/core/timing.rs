@@ -22,6 +22,9 @@ pub struct Timing {
     pub cold_wait: Duration,
     /// How long a rebooted owner waits for its peer before it goes on alone.
     pub lone_wait: Duration,
+    /// Largest time for the compare-and-set that begins a move; slower means no cut (design section 4:
+    /// 1 s). A cluster with a longer right was configured for slower nodes.
+    pub move_cas: Duration,
 }
 
 impl Timing {
@@ -37,6 +40,7 @@ impl Timing {
             silence: (heartbeat * 3).max(ttl / 2),
             cold_wait: Duration::from_secs(10).max(ttl * 2),
             lone_wait: Duration::from_secs(3).max(ttl),
+            move_cas: Duration::from_secs(1).max(ttl * 2 / 3),
         }
     }
 

@@ -91,6 +91,8 @@ pub struct Leftovers {
     pub mounted: bool,
     /// All of them are.
     pub all_mounted: bool,
+    /// One of them writes nothing any more: it met an error, and must not be opened as it is.
+    pub spoiled: bool,
     /// The service's NFS server runs threads.
     pub serving_threads: bool,
     /// The floating addresses are on the service's interface.

@@ -384,7 +384,16 @@ async fn observe_task(hands: Arc<Hands>, handle: Handle) {
     let (mut silent, mut shut) = (0_u32, 0_u32);
     loop {
         let serves = hands.seen.borrow().stage == "serving";
-        shut = if serves && !lock(&hands.keeper).is_armed() { shut + 1 } else { 0 };
+        let (armed, spoiled) = {
+            let keeper = lock(&hands.keeper);
+            (keeper.is_armed(), keeper.is_spoiled())
+        };
+        shut = if serves && !armed && !spoiled { shut + 1 } else { 0 };
+        if spoiled {
+            // Said again until the file systems are unmounted: the gate stays shut as long.
+            let why = "a file system met an error and must be mounted anew".to_owned();
+            drop(handle.try_send(Command::Event(Event::Spoiled(why))));
+        }
         if shut >= 2 {
             tracing::error!(service = hands.service.name, "serving, and the gate is shut for good");
             drop(handle.try_send(Command::Event(Event::GateShut)));

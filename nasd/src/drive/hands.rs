@@ -223,12 +223,17 @@ impl Hands {
             Leftovers { all_mounted: true, marked: mark.stands(), ..Leftovers::default() };
         for fs in &self.service.filesystems {
             let op = Op::MountState { target: self.service.mountpoint(fs) };
-            let there = matches!(
-                self.io_call(op, QUICK).await,
-                Ok(Answer::MountState { mount: Some(_) }) | Err(_)
-            );
+            let answer = self.io_call(op, QUICK).await;
+            let there = matches!(&answer, Ok(Answer::MountState { mount: Some(_) }) | Err(_));
             left.mounted |= there;
             left.all_mounted &= there;
+            left.spoiled |=
+                matches!(answer, Ok(Answer::MountState { mount: Some(m) }) if m.read_only);
+        }
+        if left.spoiled
+            && let Err(error) = lock(&self.keeper).spoil()
+        {
+            tracing::error!(%error, "the gate of a file system that met an error stays open");
         }
         if let Ok(Answer::Status(status)) = self.io_call(Op::ServerStatus, QUICK).await {
             left.serving_threads = status.threads > 0;

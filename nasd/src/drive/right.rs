@@ -40,12 +40,13 @@ pub struct Keeper {
     until: Deadline,
     opened: Option<u64>,
     shuts: u64,
+    spoiled: bool,
 }
 
 impl Keeper {
     /// A gate as it was found or made; not armed.
     pub fn new(gate: Gate) -> Self {
-        Self { gate, armed: None, until: Deadline::PAST, opened: None, shuts: 0 }
+        Self { gate, armed: None, until: Deadline::PAST, opened: None, shuts: 0, spoiled: false }
     }
 
     /// How often it has been shut. An opening that was begun before the last shutting is void: a
@@ -61,7 +62,7 @@ impl Keeper {
     /// # Errors
     /// When the kernel refuses the write; the gate is then shut or as it was, and not armed.
     pub fn open(&mut self, right: Right, ticket: u64) -> Result<bool, nasd_net::NetError> {
-        if ticket != self.shuts {
+        if ticket != self.shuts || self.spoiled {
             return Ok(false);
         }
         self.gate.set(Which::Both, right.deadline)?;
@@ -69,6 +70,27 @@ impl Keeper {
         self.armed = Some(right.epoch);
         self.opened = Some(right.epoch);
         Ok(true)
+    }
+
+    /// Shuts both directions until [`Keeper::clean`]: what the server has to say are errors that no
+    /// client must see (design, the mission: a guest waits, it gets no error).
+    ///
+    /// # Errors
+    /// When the kernel refuses the write.
+    pub fn spoil(&mut self) -> Result<(), nasd_net::NetError> {
+        self.spoiled = true;
+        self.close(Which::Both)
+    }
+
+    /// The file systems are unmounted: the next server has nothing to do with the last one's errors.
+    pub fn clean(&mut self) {
+        self.spoiled = false;
+    }
+
+    /// Whether it is shut by [`Keeper::spoil`].
+    #[must_use]
+    pub fn is_spoiled(&self) -> bool {
+        self.spoiled
     }
 
     /// Whether a grant would refresh the gate at all.

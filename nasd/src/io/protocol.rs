@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Refusal;
 
 /// Version of this protocol; [`Op::Hello`] compares it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One request; `id` comes back in the response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,6 +159,9 @@ pub enum Op {
         /// Yes or no.
         ignore: bool,
     },
+    /// The gate is about to open for a server that was started: from here the end of grace voids the list
+    /// of who may reclaim. Refused when grace has ended before. Idempotent.
+    LetIn,
     /// End the process; refused while the server runs.
     Exit,
 }
@@ -186,6 +189,7 @@ impl Op {
             Op::Progress => "progress",
             Op::Records => "records",
             Op::IgnoreRemovals { .. } => "ignore_removals",
+            Op::LetIn => "let_in",
             Op::Exit => "exit",
         }
     }

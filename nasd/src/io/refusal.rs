@@ -144,6 +144,9 @@ pub enum Refusal {
     /// The server is set up otherwise and its settings cannot change while it exists.
     #[error("the NFS server exists with other settings; stop it first")]
     SetUpOtherwise,
+    /// Clients that came now could not reclaim any more: the server must be started anew.
+    #[error("grace has ended before the gate could open; the server must be started anew")]
+    GraceOver,
     /// The volume has no client records although it must: a server started now would refuse
     /// every reclaim. Not started.
     #[error("no client records in {}", dir.display())]

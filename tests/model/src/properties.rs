@@ -4,6 +4,7 @@
 //! of both nodes at one moment, which no nasd can.
 
 use nasd::core::machine::Stage;
+use nasd::core::peer::Ailment;
 use nasd::core::record::{Phase, Record};
 
 use crate::world::data::VOLUMES;
@@ -97,6 +98,7 @@ fn gate_means_ready(world: &mut World, n: usize) {
         (!world.pair.sides[n].primary, "Primary"),
         (!node.mounted, "mounted"),
         (node.server.is_none(), "running threads"),
+        (node.spoiled, "without errors that clients would hear of"),
     ];
     if let Some((_, what)) = missing.iter().find(|(is, _)| *is) {
         world.violate("I5 open means ready", || {
@@ -126,6 +128,7 @@ fn sole_owner_keeps_its_gate(world: &mut World, n: usize) {
     let sole = *machine.stage() == Stage::Serving
         && machine.is_settled()
         && world.nasd_runs(n)
+        && !node.spoiled
         && !matches!(world.pair.sides[n].conn, Conn::Connected(_))
         && world.coordinator.record().is_some_and(|r| serves_alone(r, n))
         && machine.record() == world.coordinator.record();
@@ -207,6 +210,7 @@ fn healthy_node_serves(world: &mut World, n: usize) {
         && tools_work(world, n)
         && world.coordinator.answers(n)
         && !world.nodes[n].marked
+        && world.weather.unfit[n] != Some(Ailment::Disk) // a hanging disk can serve nobody
         && (0..VOLUMES).all(|v| world.pair.claims_complete(n, v));
     if !could || world.serves(0) || world.serves(1) {
         world.watch.unserved_since[n] = None;
@@ -282,6 +286,10 @@ fn ready_before_taking(world: &mut World) {
         return;
     };
     let Some(n) = (0..2).find(|n| owner.0 == name_of(*n)) else { return };
+    let [.., before, _] = &world.coordinator.past[..] else { return };
+    if matches!(&before.phase, Phase::Taking { owner } if owner.0 == name_of(n)) {
+        return; // it had taken before
+    }
     let blind = world.weather.no_mount[n].is_some_and(|since| world.now > since + 5 * S);
     if blind && !world.pair.sides[n].primary {
         world.violate("I13 ready before taking", || {

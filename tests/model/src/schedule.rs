@@ -62,6 +62,8 @@ pub enum Fault {
     Disconnect(usize),
     /// A node's health.
     Unfit(usize, Option<Ailment>),
+    /// The file system of a node meets an error.
+    Spoil(usize),
     /// An operator moves the service.
     Switchover,
     /// Everything is repaired.
@@ -260,7 +262,7 @@ impl Plan<'_> {
     fn any(&mut self) {
         let n = self.random.node();
         let (at, span) = (self.moment(), self.span());
-        match self.random.between(0, 23) {
+        match self.random.between(0, 24) {
             0 | 1 => self.at(at, Fault::Crash(n, span)),
             2 | 3 => self.at(at, Fault::KillNasd(n, span.min(5 * S))),
             4 | 5 => self.at(at, Fault::StopNasd(n, span)),
@@ -285,6 +287,7 @@ impl Plan<'_> {
             }
             22 => self.for_a_while(Fault::LateAnswers(n, 40), Fault::LateAnswers(n, 0)),
             23 => self.for_a_while(Fault::NoMount(n, true), Fault::NoMount(n, false)),
+            24 => self.at(at, Fault::Spoil(n)),
             20 if self.random.percent(30) => self.at(at, Fault::Disconnect(n)),
             21 if self.random.percent(10) => {
                 self.at(at, Fault::BackUp);

@@ -22,8 +22,17 @@ pub struct RecordSlot {
     view: Mutex<Option<Snapshot>>,
     filled: Condvar,
     keep_all: AtomicBool,
+    seal: Mutex<Seal>,
     hold: Duration,
     patience: Duration,
+}
+
+/// A server that runs and that no client can have reached yet.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seal {
+    sealed: bool,
+    /// Its grace ended meanwhile; the list of who may reclaim was kept.
+    ended: bool,
 }
 
 impl RecordSlot {
@@ -35,6 +44,7 @@ impl RecordSlot {
             view: Mutex::new(None),
             filled: Condvar::new(),
             keep_all: AtomicBool::new(true),
+            seal: Mutex::default(),
             hold,
             patience,
         }
@@ -76,6 +86,24 @@ impl RecordSlot {
         let loaded = self.snapshot().is_some();
         self.keep_all.store(ignore || !loaded, Ordering::Release);
         loaded
+    }
+
+    fn seal_state(&self) -> MutexGuard<'_, Seal> {
+        self.seal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Before threads start: until [`RecordSlot::unseal`] no client reaches them. A grace that ends
+    /// before was seen by nobody, and voids no list: the next start has it again.
+    pub fn seal(&self) {
+        *self.seal_state() = Seal { sealed: true, ended: false };
+    }
+
+    /// Before clients are let in. False: grace has ended, nobody could reclaim any more, and whoever came
+    /// now could take what the others hold; this server must not be reached. Idempotent.
+    pub fn unseal(&self) -> bool {
+        let mut seal = self.seal_state();
+        seal.sealed &= seal.ended;
+        !seal.ended
     }
 
     /// Runs `work` on the store, waiting for one up to `limit`.
@@ -122,6 +150,12 @@ impl ClientRecords for RecordSlot {
     }
 
     fn grace_done(&self) -> Result<(), RecordsError> {
+        let mut seal = self.seal_state();
+        let list = self.snapshot().is_none_or(|s| !s.recovery.is_empty());
+        if seal.sealed && list {
+            seal.ended = true;
+            return Ok(());
+        }
         self.with(self.patience, Store::grace_done)
     }
 }
@@ -166,6 +200,38 @@ mod tests {
         slot.put(store);
         slot.remove(&client("b")).unwrap();
         assert_eq!(slot.snapshot().unwrap().current, [client("b")]);
+    }
+
+    #[test]
+    fn s7_a_grace_that_nobody_could_see_voids_no_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = RecordSlot::new(Duration::ZERO, Duration::ZERO);
+        let mut store = Store::open(dir.path(), true).unwrap();
+        store.create(&client("a")).unwrap();
+        slot.put(store);
+        slot.seal();
+        assert_eq!(slot.grace_start().unwrap(), [client("a")]);
+        slot.grace_done().unwrap();
+        assert!(!slot.unseal() && !slot.unseal(), "nobody is let in after its end");
+        drop(slot.take());
+        slot.put(Store::open(dir.path(), false).unwrap());
+        slot.seal();
+        assert_eq!(slot.grace_start().unwrap(), [client("a")], "a new server, a new grace");
+        assert!(slot.unseal());
+        slot.grace_done().unwrap();
+        assert!(slot.snapshot().unwrap().recovery.is_empty(), "I11: seen, and void for ever");
+        assert!(slot.unseal());
+    }
+
+    #[test]
+    fn a_grace_that_nobody_needs_ends_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let slot = RecordSlot::new(Duration::ZERO, Duration::ZERO);
+        slot.put(Store::open(dir.path(), true).unwrap());
+        slot.seal();
+        assert!(slot.grace_start().unwrap().is_empty());
+        slot.grace_done().unwrap();
+        assert!(slot.unseal());
     }
 
     #[test]

@@ -204,14 +204,16 @@ fn takeover_would_do(f: &Facts, here: &ServiceStatus) -> Option<Verdict> {
     let believed = here.record.as_ref() == Some(record);
     let others = record.authority().is_some_and(|a| a.0 != f.node);
     let current = record.current.iter().any(|n| n.0 == f.node);
-    let ready = here.failover.is_empty();
+    let held = record.hold.is_some(); // by an operator, who can let go
+    let ready = here.failover.is_empty() || held;
+    let first = if held { format!("nasctl unhold {}, then ", f.service) } else { String::new() };
     (believed && others && current && ready && here_is_up_to_date(f)).then(|| {
         Verdict::no(
             format!(
                 "{} is current: it can take {} over without losing anything",
                 f.node, f.service
             ),
-            format!("nasctl takeover {}", f.service),
+            format!("{first}nasctl takeover {}", f.service),
         )
     })
 }

@@ -159,6 +159,14 @@ fn both_current() -> Facts {
 fn a_current_node_is_sent_to_takeover() {
     let mut f = both_current();
     assert!(why_not(What::OpenHere, &f).contains("without losing anything"));
+    let mut held = both_current();
+    let hold = |r: &Record| r.held(Some("kim".into()));
+    let stored = Stored { record: hold(&record("nas1", &["nas1", "nas2"])), revision: 9 };
+    here(&mut held).record = Some(stored.record.clone());
+    here(&mut held).failover = vec!["held by kim".into()];
+    held.coordinator = Heard::Known(Some(stored));
+    assert!(matches!(judge(What::OpenHere, &held), Verdict::No { instead, .. }
+        if instead.contains("nasctl unhold vms, then nasctl takeover")));
     // Not so when nasd does not believe that record: a restored etcd.
     here(&mut f).record = Some(Record { epoch: 14, ..record("nas2", &["nas2"]) });
     assert!(matches!(judge(What::OpenHere, &f), Verdict::Ask { .. }));

@@ -10,6 +10,9 @@ use super::*;
 impl Machine {
     pub(super) fn decide(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.look_at_pending(now, out);
+        // A write that may still land keeps this node from everything else: not on a watch alone, which
+        // may have been away when the record moved on.
+        self.must_read |= self.unsettled.is_some() && now >= self.last_read + UNSETTLED_READ;
         if self.must_read && now >= self.read_again_at {
             self.last_read = now;
             self.read_again_at = now + READ;
@@ -200,6 +203,10 @@ impl Machine {
             self.give_away_what_does_not_open(now, out);
             return;
         }
+        if let Some(why) = self.spoiled.clone() {
+            self.close(now, why, out); // opened as it is, the server would tell its errors
+            return;
+        }
         self.problem = None;
         self.stage = Stage::Opening { at: 0, why };
         self.run_step(now, OPEN[0], out);
@@ -270,7 +277,7 @@ impl Machine {
         if now < self.not_before {
             return;
         }
-        if self.move_for_health(now, &record, out) {
+        if self.leave_spoiled(now, &record, out) || self.move_for_health(now, &record, out) {
             return;
         }
         let uuids = self.drbd.data_uuid.clone();

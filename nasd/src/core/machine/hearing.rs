@@ -26,20 +26,23 @@ impl Machine {
         } else if view.local_up_to_date {
             self.since.resync = None;
         }
-        self.since.connected_once |= view.connected;
         self.since.sound_once |= view.local_consistent;
         self.drbd = view;
     }
 
     /// 8.4 forgets a peer's slots with its connection, the former generation of our data among them.
-    /// As long as the current one is the same its past is too.
+    /// As long as the current one is the same its past is too; and what followed it on a Primary, which
+    /// is never resynchronised from elsewhere, descends from it.
     fn keep_history(&self, view: &mut DrbdView) {
-        for (volume, past) in &self.drbd.uuid_history {
-            if self.drbd.data_uuid.get(volume) != view.data_uuid.get(volume) {
+        for (volume, was) in &self.drbd.data_uuid {
+            let same = view.data_uuid.get(volume) == Some(was);
+            if !same && self.drbd.role != Role::Primary {
                 continue;
             }
             let seen = view.uuid_history.entry(*volume).or_default();
-            let lost: Vec<_> = past.iter().filter(|u| !seen.contains(u)).copied().collect();
+            let past = self.drbd.uuid_history.get(volume).into_iter().flatten();
+            let past = past.chain((!same).then_some(was));
+            let lost: Vec<_> = past.filter(|u| !seen.contains(u)).copied().collect();
             seen.extend(lost);
         }
     }

@@ -24,7 +24,7 @@ impl Machine {
             Ok(next) => {
                 self.moving = Some(Move { deadline: now + timeout, aborted: false, failed: None });
                 self.stage = Stage::Preparing { to: to.clone() };
-                self.change(now, Ok(next), MOVE_CAS, out);
+                self.change(now, Ok(next), self.timing.move_cas, out);
             }
             Err(error) => out.push(Effect::MoveEnded(MoveEnd::RolledBack(error.to_string()))),
         }
@@ -100,6 +100,8 @@ impl Machine {
     pub(super) fn hand_over_now(&mut self, now: Now, to: NodeName, out: &mut Vec<Effect>) {
         let epoch = self.record().map_or(0, |r| r.epoch);
         self.leftovers = Some(Leftovers::default());
+        self.spoiled = None;
+        self.threads_since = None;
         self.stage = Stage::HandedOver { to: to.clone(), since: now };
         let run = self.start(now, Job::HandOver, HAND_OVER_PATIENCE);
         out.push(Effect::HandOver { run, to, epoch });

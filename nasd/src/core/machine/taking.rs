@@ -18,9 +18,10 @@ impl Machine {
     pub(super) fn may_take(&self, record: &Record) -> Result<(), String> {
         let beat = &self.peer_view.beat;
         let heard = self.peer_view.heard.is_some();
-        let sound = self.drbd.local_up_to_date
-            || (self.drbd.local_consistent && !self.since.connected_once);
-        let whole = self.marked || !self.drbd.descends_from(&record.data_uuid);
+        // Consistent: complete as of its last connection, and the record says that nothing was written
+        // without it; the kernel makes it UpToDate when the peer is fenced.
+        let sound = self.drbd.local_consistent;
+        let doubtful = self.marked || !self.drbd.descends_from(&record.data_uuid);
         let no = if let Some(by) = &record.hold {
             format!("held by {by} (nasctl unhold)")
         } else if !record.current.contains(&self.me) {
@@ -31,7 +32,7 @@ impl Machine {
                 current.join(", "),
                 self.unfinished_resync()
             )
-        } else if whole && !self.holes.has(Hole::C2) {
+        } else if doubtful && !self.holes.has(Hole::C2) {
             format!(
                 "a disk of {} had failed, or its data is not of the record's generation",
                 self.me
@@ -139,6 +140,15 @@ impl Machine {
                 self.begin_take(now, format!("nasd on {peer} hangs or is gone since {ms} ms"), out);
             }
             Sign::HostOnly => self.seek(now, out),
+            Sign::Alive if self.gave_away_in_vain(now) => {
+                let why = format!("{peer} lives, cannot be reached and has not opened the service");
+                self.begin_take(now, why, out);
+            }
+            Sign::Alive if self.is_alone() && !self.drbd.connected => {
+                let why =
+                    format!("{peer} lives, but the data is here alone and {peer} cannot reach it");
+                self.begin_take(now, why, out);
+            }
             Sign::Alive => {
                 self.problem = Some(format!(
                     "{peer} lives (it answers in the coordinator), but the path between the nodes is cut"
@@ -154,6 +164,17 @@ impl Machine {
         }
     }
 
+    /// This node has demoted for a move whose target is out of reach and has written nothing since. If the
+    /// target has promoted it is frozen; the first compare-and-set decides (safety, section 3).
+    fn gave_away_in_vain(&self, now: Now) -> bool {
+        let mine = |r: &Record| matches!(&r.phase, Phase::Moving { from, .. } if *from == self.me);
+        let patience = HAND_OVER_PATIENCE / 3;
+        matches!(&self.stage, Stage::HandedOver { since, .. } if now >= *since + patience)
+            && self.drbd.role == Role::Secondary
+            && !self.drbd.connected
+            && self.record().is_some_and(mine)
+    }
+
     pub(super) fn seek(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.side.seek.is_some() || now < self.side.seek_not_before {
             return;
@@ -167,19 +188,15 @@ impl Machine {
     pub(super) fn begin_take(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.side.sought = None;
         self.problem = None;
-        self.begun_taking_at(now);
+        self.take_began = Some(now);
         let at = usize::from(self.holes.has(Hole::H3));
         self.stage = Stage::TakingOver { at, reason };
         self.run_step(now, TAKE[at], out);
     }
 
-    fn begun_taking_at(&mut self, now: Now) {
-        self.target_since = Some(now);
-    }
-
     /// The peer spoke again before anything was decided: nothing has happened yet, let it be.
     fn peer_came_back(&self) -> bool {
-        let begun = self.target_since.unwrap_or_default();
+        let begun = self.take_began.unwrap_or_default();
         !self.asked_answer_due
             && self.peer_view.heard.is_some_and(|at| at > begun)
             && self.peer_view.beat.role != Role::Secondary
@@ -238,7 +255,7 @@ impl Machine {
     /// The compare-and-set is confirmed: nobody else may write now. From here on it is an opening.
     pub(super) fn took(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
         self.taken_at = Some(now);
-        self.peer_is_off = false;
+        self.forget_fence();
         self.asked_answer_due = false;
         self.taking = Some(reason);
         self.target_since = None;
@@ -250,6 +267,12 @@ impl Machine {
             self.side.power_fence = Some(run);
             out.push(Effect::PowerFence { run });
         }
+    }
+
+    /// A confirmation is worth nothing beyond the opening that it was asked for.
+    pub(super) fn forget_fence(&mut self) {
+        self.peer_is_off = false;
+        self.side.power_fence = None;
     }
 
     /// `Fenced`: a node without power has no right. A fence that failed, or is late, changes nothing:
@@ -288,8 +311,10 @@ impl Machine {
     pub(super) fn decide_own(&mut self, now: Now, record: &Record, out: &mut Vec<Effect>) {
         let taking = matches!(record.phase, Phase::Taking { .. });
         if taking && self.taking.is_none() {
-            // A former life took over, and has never opened in this phase: the wait begins anew.
+            // A former life took over, or a compare-and-set of this one landed late: the wait begins
+            // anew, and what a fence agent confirmed for an earlier takeover says nothing of this one.
             self.taken_at = Some(now);
+            self.forget_fence();
             self.taking = Some("the takeover of a former life goes on".into());
         }
         if self.ask_whoever_has_the_data(now, record, out) {
@@ -325,70 +350,6 @@ impl Machine {
         true
     }
 
-    /// At most every few seconds; the answer is a record that has moved, or nothing.
-    pub(super) fn ask_for_takeover(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
-        self.problem = Some(format!("{reason}; {} must take the service", self.peer));
-        if now + ASK_PAUSE >= self.auto.yield_until {
-            self.ask_now(now, reason, out);
-        }
-    }
-
-    fn ask_now(&mut self, now: Now, reason: String, out: &mut Vec<Effect>) {
-        self.auto.not_before = now + ASK_PAUSE;
-        self.auto.yield_until = now + 2 * ASK_PAUSE;
-        out.push(Effect::AskTakeover { reason });
-    }
-
-    /// Whether the other node is to win the next compare-and-set: it was asked to take over, or says
-    /// that it does. The freeze lasts no longer by that than one side needs to act (design section 4).
-    pub(super) fn yields(&self, now: Now) -> bool {
-        let takes = self.peer_is_fresh(now) && self.peer_view.beat.taking;
-        let frozen = self.since.frozen.unwrap_or(now);
-        (now < self.auto.yield_until || takes) && now < frozen + 2 * ASK_PAUSE
-    }
-
-    /// An asking that nothing could be made of in this step is refused in it: it must not come true
-    /// days later.
-    pub(super) fn refuse_unheard_asking(&mut self, out: &mut Vec<Effect>) {
-        if self.asked.take().is_some() {
-            let stage = self.stage.name();
-            let why = self.problem.clone().unwrap_or_else(|| format!("it is {stage} here"));
-            self.answer_asked(Err(why), out);
-        }
-    }
-
-    /// The service belongs here, does not open, and the other node could serve it.
-    pub(super) fn give_away_what_does_not_open(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let since = *self.since.cannot_open.get_or_insert(now);
-        let Some(record) = self.record() else { return };
-        let able = record.hold.is_none()
-            && record.current.contains(&self.peer)
-            && self.peer_is_fresh(now)
-            && self.peer_view.beat.unfit.is_none();
-        if able && now >= since + OPEN_PATIENCE {
-            let why = self.problem.clone().unwrap_or_else(|| "it does not open".into());
-            self.ask_for_takeover(now, why, out);
-        }
-    }
-
-    /// The authority is here, the data is over there (this node lost its disk and then its life).
-    fn ask_whoever_has_the_data(
-        &mut self,
-        now: Now,
-        record: &Record,
-        out: &mut Vec<Effect>,
-    ) -> bool {
-        let elsewhere = !record.current.contains(&self.me)
-            && record.current.contains(&self.peer)
-            && self.drbd.role == Role::Secondary;
-        if !elsewhere {
-            return false;
-        }
-        let reason = format!("the replica of {} is not current", self.me);
-        self.ask_for_takeover(now, reason, out);
-        true
-    }
-
     /// One step of the opening; a taker waits and writes `serving` before its threads start: grace
     /// begins there, and must not run while a coordinator is waited for (S7).
     pub(super) fn continue_opening(&mut self, now: Now, at: usize, out: &mut Vec<Effect>) {
@@ -398,11 +359,18 @@ impl Machine {
             self.close(now, reason, out);
             return;
         }
+        if let Some(why) = self.spoiled.clone() {
+            self.close(now, why, out);
+            return;
+        }
         let step = OPEN[at];
         let taking = matches!(record.phase, Phase::Taking { .. });
         let late = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
         let opens = self.open_not_before(now);
-        if taking && step == late && now < opens {
+        if step == Step::OpenGate && self.threads_since.is_some_and(|at| now >= at + GRACE_SPENT) {
+            let why = "grace ran while the gate could not open; the server is started anew";
+            self.close(now, why.into(), out);
+        } else if taking && step == late && now < opens {
             self.wake(now, opens, out);
         } else if taking && step == late {
             let uuids = self.drbd.data_uuid.clone();
@@ -451,85 +419,5 @@ impl Machine {
             self.stage = Stage::Opening { at: 0, why: Why::Rollback("hole C1".into()) };
             self.run_step(now, OPEN[0], out);
         }
-    }
-
-    /// This node cannot serve well, and the other could: hand over in good order, and if that fails
-    /// twice, let the other one take over. True: begun.
-    pub(super) fn move_for_health(
-        &mut self,
-        now: Now,
-        record: &Record,
-        out: &mut Vec<Effect>,
-    ) -> bool {
-        let able = record.hold.is_none()
-            && matches!(record.phase, Phase::Serving { .. })
-            && record.current.contains(&self.peer)
-            && self.peer_holds_everything()
-            && self.peer_is_fresh(now)
-            && self.peer_view.beat.unfit.is_none();
-        if !able {
-            self.since.well = None;
-            return false;
-        }
-        let well = *self.since.well.get_or_insert(now);
-        let Some(Unfit { ailment, why: reason }) = self.unfit.clone() else {
-            self.auto.failed = 0;
-            return self.go_home(now, well, out);
-        };
-        let orderly = ailment == Ailment::Other;
-        if now < self.auto.not_before || (orderly && now < self.auto.settled_at) {
-            return false;
-        }
-        // With hanging writes nothing can be written back or unmounted: no move in good order.
-        if self.auto.failed >= 2 || !orderly {
-            self.ask_now(now, reason, out);
-            if orderly {
-                self.auto.not_before = now + AUTO_MOVE_PAUSE;
-            }
-            return false;
-        }
-        self.auto.running = true;
-        self.auto.not_before = now + Duration::from_secs(5);
-        let to = self.peer.clone();
-        self.begin_move(now, &to, AUTO_MOVE, out);
-        true
-    }
-
-    /// Failback, where it is configured: never soon, never twice in a short time.
-    fn go_home(&mut self, now: Now, well: Now, out: &mut Vec<Effect>) -> bool {
-        let due = self.failback.is_some_and(|after| now >= well + after);
-        if !due || !self.drbd.both_current() || now < self.auto.not_before.max(self.auto.settled_at)
-        {
-            return false;
-        }
-        self.auto.running = true;
-        self.auto.not_before = now + AUTO_MOVE_PAUSE;
-        let to = self.peer.clone();
-        self.begin_move(now, &to, AUTO_MOVE, out);
-        true
-    }
-
-    /// Called wherever a move has ended without moving.
-    pub(super) fn auto_move_failed(&mut self, now: Now) {
-        if std::mem::take(&mut self.auto.running) {
-            self.auto.failed += 1;
-            let pause = if self.unfit.is_some() { AUTO_MOVE_RETRY } else { AUTO_MOVE_PAUSE };
-            self.auto.not_before = now + pause;
-        }
-    }
-
-    /// The operator's hold is part of the record: both nodes and every later life see it.
-    pub(super) fn write_hold(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
-        let Some(want) = self.want_hold.clone() else { return false };
-        let Some(record) = self.record().cloned() else { return false };
-        if record.hold == want {
-            self.want_hold = None;
-            return false;
-        }
-        let still = matches!(self.stage, Stage::Serving | Stage::Standby | Stage::Waiting);
-        if still && now >= self.not_before {
-            self.change(now, Ok(record.held(want)), CAS, out);
-        }
-        still && self.pending.is_some()
     }
 }

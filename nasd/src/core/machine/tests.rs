@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::*;
 
+mod interruptions;
 mod moves;
 mod recovery;
 mod takeovers;
@@ -14,6 +15,8 @@ struct Node {
     mounted: bool,
     threads: bool,
     gate: bool,
+    /// Its file system met an error since it was mounted.
+    spoiled: bool,
     stand_alone: bool,
     /// DRBD has been told that it is alone, and does not freeze again.
     thawed: bool,
@@ -273,6 +276,7 @@ impl World {
             Step::Unmount => {
                 assert!(!node.threads && !node.gate, "S5");
                 node.mounted = false;
+                node.spoiled = false;
             }
             Step::Demote => {
                 assert!(!node.mounted);
@@ -302,6 +306,7 @@ impl World {
             Step::StartThreads => node.threads = true,
             Step::OpenGate => {
                 assert!(node.primary && node.mounted && node.threads, "I5");
+                assert!(!node.spoiled, "no client hears of an error");
                 node.gate = true;
             }
             Step::TakeReady => {}
@@ -345,14 +350,40 @@ impl World {
         self.restart(n);
     }
 
+    fn record_now(&self) -> Record {
+        self.stored.as_ref().unwrap().record.clone()
+    }
+
     fn owner(&self) -> Option<usize> {
         self.nodes.iter().position(|n| n.gate)
     }
 
-    fn switchover(&mut self, from: usize) {
+    /// The operator asks for a planned move; nothing of it has run yet.
+    fn ask_to_move(&mut self, from: usize) {
         let to = names()[1 - from].clone();
         self.feed(from, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    }
+
+    fn switchover(&mut self, from: usize) {
+        self.ask_to_move(from);
         self.settle();
+    }
+
+    /// A planned move from the first node that has come so many effects far.
+    fn amid_move(effects: usize) -> Self {
+        let mut world = Self::new();
+        world.ask_to_move(0);
+        world.execute_some(effects);
+        world
+    }
+
+    /// Executes so many effects, or as many as there are; no time passes.
+    fn execute_some(&mut self, effects: usize) {
+        for _ in 0..effects {
+            if let Some((n, effect)) = self.queue.pop_front() {
+                self.execute(n, effect);
+            }
+        }
     }
 
     /// A new nasd on the node: what the kernel holds stays, what nasd knew is gone.
@@ -365,6 +396,7 @@ impl World {
         let left = Leftovers {
             mounted: node.mounted,
             all_mounted: node.mounted,
+            spoiled: node.spoiled,
             serving_threads: node.threads,
             addressed: node.gate,
             marked: false,

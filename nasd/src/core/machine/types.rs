@@ -192,6 +192,9 @@ pub enum Event {
     },
     /// The gate was found shut while serving: a step given up long ago took effect late.
     GateShut,
+    /// A file system met an error while serving, and the gate was shut at once so that no client hears
+    /// of it. What serves next must have been mounted anew.
+    Spoiled(String),
     /// The fence agent ended.
     PowerFenced {
         /// Which effect.
@@ -358,8 +361,9 @@ pub enum MoveEnd {
     Failed(String),
 }
 
-/// Largest time for the compare-and-set that begins a move; slower means no cut (design section 4).
-pub const MOVE_CAS: Duration = Duration::from_secs(1);
+/// How much of the grace period (90 s unless configured) may have run before the gate opens. Clients that
+/// come after its end cannot reclaim their locks (RFC 8881 section 8.4.2.1): the server starts anew.
+pub const GRACE_SPENT: Duration = Duration::from_secs(20);
 /// Time for warming the target.
 pub const WARM: Duration = Duration::from_secs(20);
 /// How long a demoted owner waits for its target before it takes the service back.
@@ -370,6 +374,8 @@ pub const UNASKED_OPENING: Duration = Duration::from_secs(1);
 pub const RETRY: Duration = Duration::from_secs(1);
 /// Time for a read before another one is begun.
 pub const READ: Duration = Duration::from_secs(3);
+/// Between two reads while a write of unknown outcome may still land.
+pub const UNSETTLED_READ: Duration = Duration::from_secs(1);
 /// Pause after a read that failed.
 pub const UNREADABLE_PAUSE: Duration = Duration::from_millis(300);
 /// Time for a search for the silent peer.

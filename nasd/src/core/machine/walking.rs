@@ -12,6 +12,9 @@ impl Machine {
             accepts: record.lowest_generation(&self.me),
             proof,
         };
+        if step == Step::StartThreads {
+            self.threads_since.get_or_insert(now);
+        }
         let run = self.start(now, Job::Step(step), step.deadline());
         out.push(Effect::Run { run, step, context });
     }
@@ -54,6 +57,7 @@ impl Machine {
             return;
         }
         self.stage = Stage::Serving;
+        self.threads_since = None;
         self.leftovers = Some(Leftovers::default());
         self.problem = None;
         self.hand_over = None;
@@ -65,6 +69,7 @@ impl Machine {
             self.auto.settled_at = now + AUTO_MOVE_PAUSE;
         }
         self.answer(Ok(()), out);
+        self.forget_fence();
         if self.taking.take().is_some() {
             out.push(Effect::TakeoverEnded(Ok(())));
         }
@@ -81,7 +86,7 @@ impl Machine {
     /// S8: a step that was given up may end later. A gate that it shut is opened again by the whole
     /// program; what stands already is found done.
     pub(super) fn gate_shut(&mut self, now: Now) {
-        if self.stage == Stage::Serving && self.pending.is_none() {
+        if self.stage == Stage::Serving && self.pending.is_none() && self.spoiled.is_none() {
             self.problem = Some("the gate was found shut; it is opened again".into());
             self.not_before = now;
             self.stage = Stage::Waiting;
@@ -124,9 +129,14 @@ impl Machine {
         }
         self.answer(Err(reason.clone()), out);
         self.leftovers = Some(Leftovers::default());
+        self.spoiled = None;
+        self.threads_since = None;
         self.since.closing = None;
         self.problem = Some(reason);
         self.stage = Stage::Standby;
+        if self.drbd.role == Role::Primary {
+            self.drbd.role = Role::Unknown; // it has demoted; nothing is decided until DRBD says so too
+        }
         self.target_since = None;
         self.must_read = true;
     }

@@ -144,4 +144,19 @@ impl Machine {
             _ => self.problem = Some(why.to_owned()),
         }
     }
+
+    /// The operator's hold is part of the record: both nodes and every later life see it.
+    pub(super) fn write_hold(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let Some(want) = self.want_hold.clone() else { return false };
+        let Some(record) = self.record().cloned() else { return false };
+        if record.hold == want {
+            self.want_hold = None;
+            return false;
+        }
+        let still = matches!(self.stage, Stage::Serving | Stage::Standby | Stage::Waiting);
+        if still && now >= self.not_before {
+            self.change(now, Ok(record.held(want)), CAS, out);
+        }
+        still && self.pending.is_some()
+    }
 }

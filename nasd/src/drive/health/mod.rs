@@ -8,6 +8,7 @@
 pub mod board;
 pub mod canary;
 pub mod disk;
+pub mod errors;
 pub mod judge;
 pub mod network;
 pub mod server;
@@ -35,7 +36,7 @@ const GAP: Duration = Duration::from_millis(2500);
 /// Watches until the service's task is gone.
 pub async fn watch(hands: Arc<Hands>, handle: Handle) {
     let board = Arc::new(Board::default());
-    let watchers = start(&hands, &board);
+    let watchers = start(&hands, &board, &handle);
     let mut court = Court::default();
     let mut told = Told::default();
     let mut tick = tokio::time::interval(SITTING);
@@ -53,7 +54,7 @@ pub async fn watch(hands: Arc<Hands>, handle: Handle) {
     watchers.iter().for_each(JoinHandle::abort);
 }
 
-fn start(hands: &Arc<Hands>, board: &Arc<Board>) -> Vec<JoinHandle<()>> {
+fn start(hands: &Arc<Hands>, board: &Arc<Board>, handle: &Handle) -> Vec<JoinHandle<()>> {
     let facts = disk::SharedFacts::default();
     let both = || (Arc::clone(hands), Arc::clone(board));
     let ((a, b), (c, d), (e, f), (g, h)) = (both(), both(), both(), both());
@@ -76,7 +77,8 @@ fn start(hands: &Arc<Hands>, board: &Arc<Board>) -> Vec<JoinHandle<()>> {
         all.push(tokio::spawn(canary.watch()));
         let (hands, board) = both();
         let wants_rw = !fs.options.iter().any(|o| o == "ro");
-        let file_system = volume::FileSystem { hands, board, volume, target, wants_rw };
+        let handle = handle.clone();
+        let file_system = volume::FileSystem { hands, board, handle, volume, target, wants_rw };
         all.push(tokio::spawn(file_system.watch()));
     }
     all

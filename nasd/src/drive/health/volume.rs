@@ -6,12 +6,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::board::{Board, Check};
+use super::errors::{self, Listener};
 use super::judge::Finding;
 use super::{Bounded, Term, sysfs};
 use crate::drive::hands::Hands;
+use crate::drive::task::Handle;
 use crate::io::{Answer, MountPoint, Op};
 
 /// Between two looks.
@@ -40,6 +42,7 @@ pub fn judge(mount: Option<&MountPoint>, wants_rw: bool, errors: Option<(u64, u6
 pub(super) struct FileSystem {
     pub(super) hands: Arc<Hands>,
     pub(super) board: Arc<Board>,
+    pub(super) handle: Handle,
     pub(super) volume: u16,
     pub(super) target: PathBuf,
     /// It was to be mounted for writing.
@@ -50,7 +53,7 @@ impl FileSystem {
     /// Watches for ever.
     pub(super) async fn watch(self) {
         let (mut term, mut bounded) = (Term::default(), Bounded::default());
-        let mut baseline = None;
+        let (mut baseline, mut alarm) = (None, Alarm::default());
         loop {
             tokio::time::sleep(PERIOD).await;
             let check = Check::FileSystem(self.volume);
@@ -59,35 +62,109 @@ impl FileSystem {
                 self.board.post(check, Finding::Idle);
                 continue;
             }
-            let op = Op::MountState { target: self.target.clone() };
-            let mount = match self.hands.io_call(op, LOOK).await {
-                Ok(Answer::MountState { mount }) => mount,
-                other => {
-                    tracing::debug!(?other, "the mount table is unknown");
-                    None
-                }
+            let mount = self.mount().await;
+            let seen = match &mount {
+                Some(m) if m.fstype == "ext4" => Seen::of(&mut bounded, &m.source).await,
+                _ => Seen::default(),
             };
-            let errors = match &mount {
-                Some(m) if m.fstype == "ext4" => errors_of(&mut bounded, &m.source).await,
-                _ => None,
-            };
-            let before = *baseline.get_or_insert(errors);
-            self.board.post(check, judge(mount.as_ref(), self.wants_rw, before.zip(errors)));
+            let before = baseline.get_or_insert(seen).count;
+            let finding = judge(mount.as_ref(), self.wants_rw, before.zip(seen.count));
+            if let Some(mount) = &mount {
+                self.raise(&mut alarm, mount, seen, &finding).await;
+            }
+            self.board.post(check, finding);
+        }
+    }
+
+    async fn mount(&self) -> Option<MountPoint> {
+        let op = Op::MountState { target: self.target.clone() };
+        match self.hands.io_call(op, LOOK).await {
+            Ok(Answer::MountState { mount }) => mount,
+            other => {
+                tracing::debug!(?other, "the mount table is unknown");
+                None
+            }
+        }
+    }
+
+    /// Listens to every new mount, unless it met an error lately; what was not heard and is seen now
+    /// (an operator's remount) shuts the gate as well.
+    async fn raise(&self, alarm: &mut Alarm, mount: &MountPoint, seen: Seen, finding: &Finding) {
+        if alarm.mount != Some(mount.id) {
+            alarm.silent = errors::is_recent(seen.last, SystemTime::now());
+            alarm.mount = Some(mount.id);
+            alarm.listener = if alarm.silent { None } else { self.listen() };
+            if alarm.silent {
+                let source = &mount.source;
+                tracing::error!(
+                    source,
+                    "met an error lately: check it (e2fsck); clients hear of the next one"
+                );
+            }
+        } else if let (Finding::Bad { why, .. }, false) = (finding, alarm.silent)
+            && self.hands.gate_left().is_some()
+        {
+            drop(self.handle.send(errors::spoil(&self.hands, why.clone())).await);
+        }
+    }
+
+    fn listen(&self) -> Option<Listener> {
+        let (hands, handle, volume) = (Arc::clone(&self.hands), self.handle.clone(), self.volume);
+        let heard = move || {
+            if hands.gate_left().is_some() {
+                let why = format!("the file system of volume {volume} has met an error");
+                drop(handle.blocking_send(errors::spoil(&hands, why)));
+            }
+        };
+        match Listener::start(&self.target, heard) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(%error, volume, "errors of the file system are only looked for each second");
+                None
+            }
         }
     }
 }
 
-/// ext4's count of errors on a device, where `/sys` tells it.
-async fn errors_of(bounded: &mut Bounded, source: &str) -> Option<u64> {
-    let path = format!("/sys/fs/ext4/{}/errors_count", sysfs::device_name(source)?);
-    let read = move || match std::fs::read_to_string(&path) {
+/// Who listens to which mount.
+#[derive(Debug, Default)]
+struct Alarm {
+    mount: Option<u64>,
+    /// It met an error lately.
+    silent: bool,
+    listener: Option<Listener>,
+}
+
+/// What ext4 remembers of errors, where `/sys` tells it; it is stored on the volume.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    count: Option<u64>,
+    /// Seconds since 1970; 0: never.
+    last: Option<u64>,
+}
+
+impl Seen {
+    async fn of(bounded: &mut Bounded, source: &str) -> Self {
+        let Some(device) = sysfs::device_name(source).map(str::to_owned) else {
+            return Self::default();
+        };
+        let read = move || Self {
+            count: number_in(&device, "errors_count"),
+            last: number_in(&device, "last_error_time"),
+        };
+        bounded.run(LOOK, read).await.unwrap_or_default()
+    }
+}
+
+fn number_in(device: &str, attribute: &str) -> Option<u64> {
+    let path = format!("/sys/fs/ext4/{device}/{attribute}");
+    match std::fs::read_to_string(&path) {
         Ok(text) => sysfs::number(&text),
         Err(error) => {
-            tracing::debug!(%error, path, "no count of errors");
+            tracing::debug!(%error, path, "ext4 does not tell");
             None
         }
-    };
-    bounded.run(LOOK, read).await.flatten()
+    }
 }
 
 #[cfg(test)]

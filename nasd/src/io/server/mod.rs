@@ -103,6 +103,7 @@ impl Shared {
                 Ok(Answer::Records { snapshot })
             }
             Op::IgnoreRemovals { ignore } => self.nfs()?.ignore_removals(ignore),
+            Op::LetIn => self.nfs()?.let_in(),
             Op::Exit => self.may_exit().map(|()| Answer::Done),
             // Handled by the caller.
             _ => Err(Refusal::NotUnderstood { text: "no request for the server".into() }),
@@ -186,6 +187,7 @@ mod tests {
             Op::Pulse { export: "vms".into(), deadline_ms: 1 },
             Op::Progress,
             Op::IgnoreRemovals { ignore: true },
+            Op::LetIn,
         ] {
             assert_eq!(shared.carry_out(op), Err(Refusal::NotSetUp));
         }

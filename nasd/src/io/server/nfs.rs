@@ -137,6 +137,10 @@ impl Nfs {
         Err(Refusal::RecordsUnusable { text: RecordsError::NotLoaded.to_string() })
     }
 
+    pub(super) fn let_in(&self) -> Result<Answer, Refusal> {
+        if self.slot.unseal() { Ok(Answer::Done) } else { Err(Refusal::GraceOver) }
+    }
+
     fn set_exports(&self, exports: Vec<Export>) {
         *locked(&self.exports) = exports;
     }
@@ -223,6 +227,7 @@ impl Nfs {
             return Err(Refusal::TrackingFailed { text });
         }
         let before = self.tracker.status();
+        self.slot.seal();
         self.server
             .start_threads(threads, &self.setup.scope, self.tracker.cpu())
             .map_err(at("starting threads"))?;

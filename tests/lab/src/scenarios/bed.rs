@@ -95,8 +95,6 @@ pub struct Bed {
     pub services: Vec<Svc>,
     /// Pause of a writer after each write, ms. Longer for long scenarios: the writers' journals are in memory.
     pub pause_ms: u32,
-    /// The only error that clients may see; none at all when it is `None`. Locks may be lost with it.
-    pub tolerated: Option<i32>,
     pub(super) writers: Vec<Writer>,
     /// Statistics of writers that ended.
     pub stats: Vec<WriterStats>,
@@ -209,7 +207,6 @@ impl Bed {
         let bed = Self {
             services: services.to_vec(),
             pause_ms: 2,
-            tolerated: None,
             writers: Vec::new(),
             stats: Vec::new(),
             logs: BTreeMap::new(),
@@ -341,15 +338,10 @@ impl Bed {
 
     fn demand_no_errors(&self, ctx: &mut Ctx) {
         let seen = self.stats.iter().flat_map(|s| s.io_errors.by_errno.keys());
-        let seen: Vec<_> = seen.filter(|e| Some(**e) != self.tolerated).copied().collect();
+        let seen: Vec<_> = seen.copied().collect();
         ctx.demand(seen.is_empty(), &format!("no client saw an I/O error, not {seen:?}"));
-        let lost: Vec<_> = self.stats.iter().flat_map(|s| &s.locks.lost).collect();
-        if self.tolerated.is_none() {
-            ctx.demand(lost.is_empty(), "no client lost a lock");
-        } else if ctx.report.io_errors > 0 {
-            let first = self.stats.iter().find_map(|s| s.io_errors.first.as_ref());
-            ctx.report.notes.push(format!("tolerated: {first:?}; lost locks {lost:?}"));
-        }
+        let lost = self.stats.iter().map(|s| s.locks.lost.len()).sum::<usize>();
+        ctx.demand(lost == 0, "no client lost a lock");
     }
 
     /// Exactly one node has address, mount and Primary role; the other has none of them.

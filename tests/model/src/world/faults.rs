@@ -40,6 +40,7 @@ impl World {
                 self.pair.disconnect_gracefully(n);
             }
             Fault::Unfit(n, ailment) => self.health(n, ailment),
+            Fault::Spoil(n) => self.spoil(n),
             Fault::Switchover => self.switchover(),
             Fault::Mend => self.mend(),
         }
@@ -69,6 +70,15 @@ impl World {
         self.weather.unfit[n] = unfit;
         if self.nodes[n].nasd.process != Process::Dead {
             self.feed_later(n, MS, Event::Health(unfit.map(|a| Unfit::new(a, "unfit"))));
+        }
+    }
+
+    /// The file system of a serving node meets an error; its nasd, if it runs, shuts the gate at once.
+    fn spoil(&mut self, n: usize) {
+        if self.gate_open(n) && self.nodes[n].nasd.process == Process::Running {
+            self.nodes[n].spoiled = true;
+            self.shut_gate(n);
+            self.feed_later(n, MS, Event::Spoiled("an error".into()));
         }
     }
 

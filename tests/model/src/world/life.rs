@@ -45,6 +45,7 @@ pub(super) fn new_node(n: usize, planted: Option<Planted>, fence: bool) -> Node 
         },
         gate: Gate::SHUT,
         mounted: false,
+        spoiled: false,
         server: None,
         addressed: false,
         marked: false,
@@ -86,6 +87,7 @@ impl World {
         let left = Leftovers {
             mounted: node.mounted,
             all_mounted: node.mounted,
+            spoiled: node.spoiled,
             serving_threads: node.server.is_some(),
             addressed: node.addressed,
             marked: node.marked,
@@ -133,6 +135,7 @@ impl World {
         node.nasd.process = Process::Dead;
         node.gate = Gate::SHUT;
         (node.mounted, node.addressed, node.server) = (false, false, None);
+        node.spoiled = false;
         (node.helper, node.promoting, node.volume_busy) = (None, None, None);
         self.watch.data_changed = true;
         self.kernel_later(n, boot_after, InKernel::Boot);

@@ -126,6 +126,8 @@ pub struct Node {
     pub gate: Gate,
     /// The volumes are mounted.
     pub mounted: bool,
+    /// A file system met an error since it was mounted.
+    pub spoiled: bool,
     /// The NFS server's threads.
     pub server: Option<Server>,
     /// The address is there.

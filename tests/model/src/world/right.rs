@@ -14,7 +14,7 @@ use nasd::core::view::Role;
 use super::coordinator::Ask;
 use super::gate::{Deadline, Right, Wish};
 use super::net::Message;
-use super::node::Waiting;
+use super::node::{Server, Waiting};
 use super::{Do, Happening, MS, Time, World, duration, micros, timing};
 use crate::hole::Planted;
 
@@ -190,8 +190,11 @@ impl World {
         {
             right.deadline = Deadline::At(self.local(n) + life);
         }
+        // S7: nobody is let in to a server whose grace ran down unseen.
+        let late = |s: &Server| !s.opened && !s.reclaimed && self.now >= s.grace_until;
+        let late = self.nodes[n].server.as_ref().is_some_and(late);
         let node = &mut self.nodes[n];
-        let opened = node.nasd.keeper.open(&mut node.gate, right, ticket);
+        let opened = !late && node.nasd.keeper.open(&mut node.gate, right, ticket);
         let life = node.nasd.life;
         if opened {
             node.addressed = true;

@@ -147,7 +147,7 @@ impl World {
                 if self.nodes[n].server.is_some() {
                     return Err(refused(step, "busy: threads run"));
                 }
-                self.nodes[n].mounted = false;
+                (self.nodes[n].mounted, self.nodes[n].spoiled) = (false, false);
             }
             Step::Demote => {
                 if self.nodes[n].mounted {
@@ -197,17 +197,16 @@ impl World {
         Ok(Some(generation))
     }
 
-    /// Grace begins here. A server whose grace ran down behind a shut gate is started anew (S7).
+    /// Grace begins here; a server that runs is adopted as it is.
     fn start_threads(&mut self, n: usize) -> Result<(), StepError> {
         if !self.nodes[n].mounted {
             return Err(refused(Step::StartThreads, "not mounted"));
         }
-        let (now, shut) = (self.now, !self.gate_open(n));
+        let now = self.now;
         let nothing = !self.clients.recorded;
         let fresh = Server { grace_until: now + GRACE, reclaimed: nothing, opened: false };
         let node = &mut self.nodes[n];
-        let adopted = node.server.filter(|s| s.reclaimed || now < s.grace_until || !shut);
-        node.server = Some(adopted.unwrap_or(fresh));
+        node.server.get_or_insert(fresh);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use super::*;
 fn a_new_service_is_founded_and_opens_on_one_node() {
     let world = World::new();
     assert_eq!(world.owner(), Some(0));
-    let record = world.stored.unwrap().record;
+    let record = world.record_now();
     assert_eq!((record.epoch, record.generation), (1, 1));
 }
 
@@ -18,7 +18,7 @@ fn moves_back_and_forth() {
         assert_eq!(world.owner(), Some(1 - i % 2), "move {i}");
         assert_eq!(world.ends.pop(), Some(MoveEnd::Moved));
     }
-    let record = world.stored.unwrap().record;
+    let record = world.record_now();
     assert_eq!((record.epoch, record.generation), (7, 7), "each move is one epoch, one opening");
 }
 
@@ -42,7 +42,7 @@ fn s8_a_failure_before_the_demotion_rolls_back() {
         world.switchover(0);
         assert_eq!(world.owner(), Some(0), "{step}");
         assert!(matches!(world.ends[..], [MoveEnd::RolledBack(_)]), "{step}: {:?}", world.ends);
-        let record = world.stored.unwrap().record;
+        let record = world.record_now();
         assert_eq!((record.epoch, record.authority()), (3, Some(&names()[0])), "{step}");
     }
 }
@@ -55,7 +55,7 @@ fn c4_a_target_that_cannot_open_gives_the_service_back_by_compare_and_set() {
         world.switchover(0);
         assert_eq!(world.owner(), Some(0), "{step}: {:?}", world.machines[0]);
         assert!(matches!(world.ends[..], [MoveEnd::RolledBack(_)]), "{step}: {:?}", world.ends);
-        assert_eq!(world.stored.unwrap().record.epoch, 3, "{step}");
+        assert_eq!(world.record_now().epoch, 3, "{step}");
     }
 }
 
@@ -72,14 +72,7 @@ fn s9_a_target_opens_unasked_when_the_owner_demoted_and_fell_silent() {
 fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
     for victim in 0..2 {
         for after in 0..40 {
-            let mut world = World::new();
-            let to = names()[1].clone();
-            world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-            for _ in 0..after {
-                if let Some((n, effect)) = world.queue.pop_front() {
-                    world.execute(n, effect);
-                }
-            }
+            let mut world = World::amid_move(after);
             world.restart(victim);
             world.settle();
             assert!(
@@ -88,7 +81,7 @@ fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
                 world.machines
             );
             let owner = world.owner().unwrap();
-            let record = world.stored.as_ref().unwrap().record.clone();
+            let record = world.record_now();
             assert_eq!(record.authority(), Some(&names()[owner]), "victim {victim} after {after}");
             assert!(matches!(record.phase, Phase::Serving { .. }), "{:?}", record.phase);
         }
@@ -98,14 +91,7 @@ fn s9_either_nasd_killed_after_each_effect_converges_to_one_owner() {
 #[test]
 fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
     for after in 0..40 {
-        let mut world = World::new();
-        let to = names()[1].clone();
-        world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-        for _ in 0..after {
-            if let Some((n, effect)) = world.queue.pop_front() {
-                world.execute(n, effect);
-            }
-        }
+        let mut world = World::amid_move(after);
         world.linked = false;
         world.settle();
         for n in 0..2 {
@@ -114,7 +100,7 @@ fn h2_a_link_lost_at_any_point_of_a_move_ends_with_one_owner_and_no_freeze() {
         world.linked = true;
         world.settle();
         let owner = world.owner().unwrap_or_else(|| panic!("after {after}: {:#?}", world.machines));
-        let record = world.stored.as_ref().unwrap().record.clone();
+        let record = world.record_now();
         assert_eq!(record.authority(), Some(&names()[owner]), "after {after}");
         assert_eq!(record.current.len(), 2, "after {after}: the other one is current again");
     }
@@ -159,9 +145,7 @@ fn s4_consent_is_given_to_the_owner_of_the_same_epoch_only() {
 
 #[test]
 fn an_abort_before_the_demotion_rolls_back() {
-    let mut world = World::new();
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    let mut world = World::amid_move(0);
     world.feed(0, Event::Abort);
     world.settle();
     assert_eq!(world.owner(), Some(0));

@@ -13,8 +13,18 @@ impl World {
         }
     }
 
-    fn record_now(&self) -> Record {
-        self.stored.as_ref().unwrap().record.clone()
+    /// A planned move whose target is inside its promotion: the kernel waits for its helper, and the link is gone.
+    fn amid_promotion() -> Self {
+        let mut world = Self::amid_move(0);
+        let promotes =
+            |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
+        while !world.queue.iter().any(promotes) {
+            let (n, effect) = world.queue.pop_front().unwrap();
+            world.execute(n, effect);
+        }
+        world.queue.clear();
+        world.linked = false;
+        world
     }
 }
 
@@ -213,14 +223,7 @@ fn both_dead_either_order_and_alone() {
 fn either_node_dies_at_each_step_of_a_planned_move() {
     for victim in 0..2 {
         for after in 0..40 {
-            let mut world = World::new();
-            let to = names()[1].clone();
-            world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-            for _ in 0..after {
-                if let Some((n, effect)) = world.queue.pop_front() {
-                    world.execute(n, effect);
-                }
-            }
+            let mut world = World::amid_move(after);
             world.power_cut(victim);
             world.settle();
             assert_eq!(
@@ -425,13 +428,8 @@ fn h4_a_hanging_owner_is_replaced_in_the_middle_of_a_move_too() {
     world.run_for(500);
     let now = world.now;
     assert!(world.machines[1].consent(now, 1, timing().ttl));
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-    for _ in 0..3 {
-        if let Some((n, effect)) = world.queue.pop_front() {
-            world.execute(n, effect);
-        }
-    }
+    world.ask_to_move(0);
+    world.execute_some(3);
     world.nodes[0].frozen_nasd = true;
     world.nodes[0].gate = false;
     world.run_for(10_000);
@@ -458,16 +456,7 @@ fn s2_the_past_of_the_data_outlives_the_connection_that_told_it() {
 
 #[test]
 fn h12_a_link_lost_inside_a_promotion_is_decided_by_the_record_at_once() {
-    let mut world = World::new();
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-    let promotes = |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
-    while !world.queue.iter().any(promotes) {
-        let (n, effect) = world.queue.pop_front().unwrap();
-        world.execute(n, effect);
-    }
-    world.queue.clear(); // the kernel waits for its helper
-    world.linked = false;
+    let mut world = World::amid_promotion();
     let view = world.view(1);
     world.feed(1, Event::Drbd(view));
     let sole = BTreeSet::from([names()[1].clone()]);
@@ -480,16 +469,7 @@ fn h12_a_link_lost_inside_a_promotion_is_decided_by_the_record_at_once() {
 
 #[test]
 fn a_target_that_has_excluded_the_old_owner_opens_even_after_a_failed_try() {
-    let mut world = World::new();
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
-    let promotes = |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
-    while !world.queue.iter().any(promotes) {
-        let (n, effect) = world.queue.pop_front().unwrap();
-        world.execute(n, effect);
-    }
-    world.queue.clear();
-    world.linked = false;
+    let mut world = World::amid_promotion();
     world.fail = Some((1, Step::Promote, refused()));
     let view = world.view(1);
     world.feed(1, Event::Drbd(view));
@@ -520,8 +500,7 @@ fn s4_a_target_that_alone_has_the_data_waits_for_an_owner_that_has_not_demoted()
     world.run_for(500);
     world.nodes[0].disk_failed = true;
     world.run_for(500);
-    let to = names()[1].clone();
-    world.feed(0, Event::Switchover { to, timeout: Duration::from_secs(10) });
+    world.ask_to_move(0);
     while world.record_now().epoch == 1 {
         let (n, effect) = world.queue.pop_front().unwrap();
         world.execute(n, effect);
