@@ -57,8 +57,11 @@ impl Machine {
                 }
             }
             (Stage::Opening { .. }, Job::Step(Step::Promote)) => self.promotion_alone(now, out),
-            (Stage::HandedOver { .. }, Job::HandOver) => {
+            (Stage::HandedOver { since, .. }, Job::HandOver) => {
                 let Some(record) = self.record().cloned() else { return };
+                if now >= *since + self.timing.silence && !self.peer_is_fresh(now) {
+                    self.pending = None; // nothing is awaited from the dead; a record still decides
+                }
                 if !matches!(&record.phase, Phase::Moving { from, .. } if *from == self.me) {
                     self.pending = None;
                     self.finish_hand_over(&record, out);

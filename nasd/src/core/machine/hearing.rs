@@ -32,10 +32,11 @@ impl Machine {
 
     /// 8.4 forgets a peer's slots with its connection, the former generation of our data among them.
     /// As long as the current one is the same its past is too; and what followed it on a Primary, which
-    /// is never resynchronised from elsewhere, descends from it.
+    /// is never resynchronised from elsewhere, descends from it. A generation that is not told (a disk's
+    /// events may lag behind its connection's) is the last one that was.
     fn keep_history(&self, view: &mut DrbdView) {
         for (volume, was) in &self.drbd.data_uuid {
-            let same = view.data_uuid.get(volume) == Some(was);
+            let same = view.data_uuid.entry(*volume).or_insert(*was) == was;
             if !same && self.drbd.role != Role::Primary {
                 continue;
             }

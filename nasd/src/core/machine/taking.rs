@@ -3,9 +3,11 @@
 //! Keeps S1 (`Frozen`: forced disconnect, verified, *then* the compare-and-set), S2 (who may), S4 (how
 //! long it waits), H3 (what can fail comes first) and H4 (a hanging nasd is not a living one).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
+use crate::core::record::DataUuid;
 
 /// After the end of a hanging owner's right, before its node is given up.
 const HANG_MARGIN: Duration = Duration::from_millis(500);
@@ -21,7 +23,7 @@ impl Machine {
         // Consistent: complete as of its last connection, and the record says that nothing was written
         // without it; the kernel makes it UpToDate when the peer is fenced.
         let sound = self.drbd.local_consistent;
-        let doubtful = self.marked || !self.drbd.descends_from(&record.data_uuid);
+        let doubt = self.doubt(record).filter(|_| !self.holes.has(Hole::C2));
         let no = if let Some(by) = &record.hold {
             format!("held by {by} (nasctl unhold)")
         } else if !record.current.contains(&self.me) {
@@ -32,11 +34,8 @@ impl Machine {
                 current.join(", "),
                 self.unfinished_resync()
             )
-        } else if doubtful && !self.holes.has(Hole::C2) {
-            format!(
-                "a disk of {} had failed, or its data is not of the record's generation",
-                self.me
-            )
+        } else if let Some(why) = doubt {
+            why
         } else if let Some(Unfit { ailment: Ailment::Disk, why }) = &self.unfit {
             format!("{}: {why}", self.me)
         } else if self.drbd.role != Role::Secondary || !sound || self.drbd.resync {
@@ -50,6 +49,23 @@ impl Machine {
             return Ok(());
         };
         Err(no)
+    }
+
+    /// S2: what the metadata of this node's disks does not know of itself.
+    fn doubt(&self, record: &Record) -> Option<String> {
+        let told = |uuids: &BTreeMap<u16, DataUuid>| {
+            let one = |(volume, uuid): (&u16, &DataUuid)| format!("{volume}: {uuid}");
+            uuids.iter().map(one).collect::<Vec<_>>().join(", ")
+        };
+        if self.marked {
+            return Some(format!(
+                "a disk of {} had failed and was not resynchronised since",
+                self.me
+            ));
+        }
+        let (mine, recorded) = (told(&self.drbd.data_uuid), told(&record.data_uuid));
+        let why = format!("the data of {} ({mine}) does not descend from {recorded}", self.me);
+        (!self.drbd.descends_from(&record.data_uuid)).then_some(why)
     }
 
     /// How far a resynchronisation that was cut off had come, and how long the rest would have taken.
@@ -367,7 +383,8 @@ impl Machine {
         let taking = matches!(record.phase, Phase::Taking { .. });
         let late = if self.holes.has(Hole::C7) { Step::OpenGate } else { Step::StartThreads };
         let opens = self.open_not_before(now);
-        if step == Step::OpenGate && self.threads_since.is_some_and(|at| now >= at + GRACE_SPENT) {
+        let spent = self.threads_since.is_some_and(|at| now >= at + GRACE_SPENT);
+        if step == Step::OpenGate && spent && !self.holes.has(Hole::C7) {
             let why = "grace ran while the gate could not open; the server is started anew";
             self.close(now, why.into(), out);
         } else if taking && step == late && now < opens {

@@ -142,3 +142,26 @@ fn s2_what_a_primary_wrote_descends_from_what_it_had() {
         assert_eq!(world.machines[0].drbd.descends_from(&uuids(0x10)), descends);
     }
 }
+
+#[test]
+fn a_generation_that_is_not_told_is_the_last_one_that_was() {
+    let uuids = |raw: u64| BTreeMap::from([(0, DataUuid::new(raw))]);
+    let mut world = World::new();
+    let told = DrbdView {
+        data_uuid: uuids(0x20),
+        uuid_history: BTreeMap::from([(0, vec![DataUuid::new(0x10)])]),
+        ..world.view(1)
+    };
+    world.feed(1, Event::Drbd(told));
+    let half = DrbdView {
+        connected: false,
+        data_uuid: BTreeMap::new(),
+        uuid_history: BTreeMap::new(),
+        ..world.view(1)
+    };
+    world.feed(1, Event::Drbd(half));
+    for recorded in [0x10, 0x20] {
+        assert!(world.machines[1].drbd.descends_from(&uuids(recorded)));
+    }
+    assert!(!world.machines[1].drbd.descends_from(&uuids(0x30)));
+}
