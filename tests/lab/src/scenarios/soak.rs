@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "soak",
     summary: "random faults for 5 minutes (--minutes), chosen by a SEED: served after each, nothing lost",
     engine: None,
-    nightly: true,
+    nightly: false,
     clients: 2,
     run,
 };
