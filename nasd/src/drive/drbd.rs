@@ -348,7 +348,9 @@ pub fn view(status: &ResourceStatus) -> DrbdView {
         local_failed: failed(status),
         peer_up_to_date: connected && key.is_some_and(|k| status.is_complete_at(k)),
         resync: status.is_resyncing(),
-        missing_bytes: status.out_of_sync_bytes().filter(|_| status.is_resync_target()),
+        missing_bytes: status
+            .out_of_sync_bytes()
+            .filter(|_| connected && status.is_resync_target()),
         frozen: status.suspended.fencing,
         data_uuid: uuids,
         uuid_history: history,

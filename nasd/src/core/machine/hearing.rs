@@ -21,8 +21,11 @@ impl Machine {
         track(&mut self.since.disconnected, known && !view.connected);
         track(&mut self.since.failed, known && view.local_failed);
         if let Some(bytes) = view.missing_bytes {
-            let (first, _) = self.since.resync.unwrap_or(((now, bytes), (now, bytes)));
-            self.since.resync = Some((first, (now, bytes)));
+            let begun = self.since.resync.filter(|_| self.drbd.missing_bytes.is_some());
+            let (first, last) = begun.unwrap_or(((now, bytes), (now, bytes)));
+            // An event may carry an older number than the look before it.
+            let last = if bytes <= last.1 { (now, bytes) } else { last };
+            self.since.resync = Some((first, last));
         } else if view.local_up_to_date {
             self.since.resync = None;
         }
