@@ -166,12 +166,12 @@ fn outlasts(holds: Deadline, granted: Deadline) -> bool {
     holds != Deadline::NEVER && holds > granted
 }
 
-/// How often the peer is asked for the long right.
-const LONG_TRIES: u32 = 3;
+/// Pause between two tries for the long right; the ordinary one is renewed meanwhile.
+const LONG_AGAIN: Duration = Duration::from_millis(100);
 
 /// Takes the long right before nasd ends, so that an upgrade interrupts nothing (S9): only the peer can
 /// grant it, because only the peer must wait for its end. False: the service goes silent when the
-/// ordinary right ends, unless nasd is back before.
+/// ordinary right ends, unless nasd is back before. Ends only with an answer: the caller sets the limit.
 pub async fn take_long(hands: &Hands) -> bool {
     let Some(wanted) = (*hands.wish.borrow()).filter(|_| hands.gate_left().is_some()) else {
         return true;
@@ -185,15 +185,17 @@ pub async fn take_long(hands: &Hands) -> bool {
     blocking(move || network.add_addresses(lifetime)).await.is_some()
 }
 
+/// Asks until the peer grants it: one that is busy, or has not read the record yet, may do so a moment later.
+/// The caller sets the limit.
 async fn ask_for_long(hands: &Hands, epoch: u64, life: Duration) -> bool {
-    for _ in 0..LONG_TRIES {
+    loop {
         let requested = MonotonicInstant::now();
         if hands.call_peer(None, Some((epoch, life))).await {
             let right = Right { epoch, deadline: Deadline::after(requested, life) };
             return hands.refresh_gate(right).is_ok();
         }
+        tokio::time::sleep(LONG_AGAIN).await;
     }
-    false
 }
 
 #[cfg(test)]
