@@ -193,6 +193,8 @@ pub struct ServiceConfig {
     pub mode: InterfaceMode,
     /// NFS server threads.
     pub threads: u16,
+    /// Where a node opens several services at once, the greater is opened first: 0 to 100.
+    pub priority: u8,
     /// NFSv4 lease, whole seconds.
     pub lease: Duration,
     /// Longest grace, whole seconds; at least the lease.

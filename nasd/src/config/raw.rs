@@ -114,6 +114,7 @@ pub struct Service {
     pub mac: Option<Text>,
     pub mode: Option<Text>,
     pub threads: Option<Spanned<i64>>,
+    pub priority: Option<Spanned<i64>>,
     pub lease: Option<Text>,
     pub grace: Option<Text>,
     pub preferred: Option<Text>,

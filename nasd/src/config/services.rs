@@ -16,6 +16,8 @@ use crate::core::record::NodeName;
 
 /// DRBD volumes (`DRBD_VOLUME_MAX` of `drbd_limits.h`).
 const VOLUME_MAX: i64 = 65535;
+/// Of a service that says nothing.
+const PRIORITY: u8 = 50;
 /// More threads than this only queue on one disk.
 const THREADS_MAX: i64 = 512;
 /// Failback sooner than this would be flapping.
@@ -61,6 +63,7 @@ impl Checker<'_> {
             addresses,
             mode: self.mode(raw.mode.as_ref()),
             threads: u16::try_from(self.threads(raw)).unwrap_or(8),
+            priority: u8::try_from(self.priority(raw)).unwrap_or(PRIORITY),
             lease,
             grace,
             preferred: self.preferred(raw.preferred.as_ref(), context),
@@ -156,6 +159,11 @@ impl Checker<'_> {
     fn threads(&mut self, raw: &raw::Service) -> i64 {
         let Some(threads) = &raw.threads else { return 8 };
         self.number("threads", threads, 1, THREADS_MAX)
+    }
+
+    fn priority(&mut self, raw: &raw::Service) -> i64 {
+        let Some(priority) = &raw.priority else { return PRIORITY.into() };
+        self.number("priority", priority, 0, 100)
     }
 
     fn number(&mut self, key: &'static str, at: &Spanned<i64>, min: i64, max: i64) -> i64 {

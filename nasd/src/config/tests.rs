@@ -72,6 +72,7 @@ const BAD: &[(&str, &str, usize, &str)] = &[
     ("name = \"lab\"", "nmae = \"lab\"", 2, "unknown field `nmae`"),
     ("threads = 8", "threads = \"8\"", 26, "invalid type"),
     ("threads = 8", "threads = 0", 26, "outside 1 to 512"),
+    ("threads = 8", "priority = 101", 26, "outside 0 to 100"),
     ("threads = 8", "threads =", 26, ""),
     ("name = \"lab\"", "name = \"Lab\"", 2, "cannot be a cluster name"),
     ("name = \"iso\"", "name = \"vms\"", 37, "service name \"vms\" is already used on line 20"),

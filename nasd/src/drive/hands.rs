@@ -18,6 +18,7 @@ use super::network::Network;
 use super::relay;
 use super::right::{Keeper, Right, Wish};
 use super::task::{SharedCoordinator, cas_result, versioned};
+use super::turns::Turns;
 use crate::api::status::ServiceStatus;
 use crate::config::{FenceAgent, RightConfig, ServiceConfig};
 use crate::coordinator::LastSeen;
@@ -72,6 +73,8 @@ pub struct Hands {
     pub history: History,
     /// Starts or finds nasd-io.
     pub launcher: Launcher,
+    /// Who else opens on this node.
+    pub turns: Arc<Turns>,
     /// The connection to it.
     pub io: Arc<tokio::sync::Mutex<Option<Client>>>,
     /// The peer's client records as it mirrored them last; the volume's win (S6).

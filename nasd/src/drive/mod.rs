@@ -28,4 +28,5 @@ pub mod steps;
 pub mod systemd;
 pub mod take;
 pub mod task;
+pub mod turns;
 pub mod watchdog;

@@ -25,6 +25,7 @@ use super::leave::take_leave;
 use super::network::Network;
 use super::right::Keeper;
 use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
+use super::turns::Turns;
 use super::watchdog;
 use crate::api::control::{ControlService, Services};
 use crate::config::{Config, CoordinatorConfig, NodeConfig, ServiceConfig};
@@ -103,6 +104,7 @@ struct Common {
     digest: String,
     coordinator: SharedCoordinator,
     link: Link,
+    turns: Arc<Turns>,
     io_program: PathBuf,
 }
 
@@ -130,6 +132,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         digest: config.digest(),
         coordinator,
         link: link.clone(),
+        turns: Arc::default(),
         io_program: io_program(),
     };
     let (mut by_name, mut followers, mut records) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
@@ -246,6 +249,7 @@ async fn start_service(
             service: service.name.clone(),
             netns: PathBuf::from("/run/netns").join(service.netns_name()),
         },
+        turns: Arc::clone(&common.turns),
         io: Arc::default(),
         mirror: Mutex::default(),
         clients: Mutex::default(),

@@ -86,6 +86,9 @@ impl Hands {
     pub async fn run(&self, step: Step, context: StepContext) -> StepResult {
         let (began, start) = (SystemTime::now(), Instant::now());
         failpoint::hit(&format!("before:{step}"));
+        if step == Step::Mount {
+            self.turns.wait(&self.service.name, self.service.priority).await;
+        }
         let result = self.perform(step, &context).await;
         let took = start.elapsed();
         let detail = result.as_ref().err().map(ToString::to_string).unwrap_or_default();

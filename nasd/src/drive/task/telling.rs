@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{Command, ServiceTask};
 use crate::api::status::LastMove;
-use crate::core::machine::MoveEnd;
+use crate::core::machine::{MoveEnd, Stage};
 use crate::drive::handover;
 use crate::observe::history::Entry;
 
@@ -197,8 +197,11 @@ impl ServiceTask {
         if stage == before {
             return;
         }
-        let problem = self.machine.problem().unwrap_or_default();
+        let opening =
+            matches!(self.machine.stage(), Stage::Opening { .. } | Stage::TakingOver { .. });
         let service = &self.hands.service.name;
+        self.hands.turns.set(service, self.hands.service.priority, opening);
+        let problem = self.machine.problem().unwrap_or_default();
         tracing::info!(service, from = before, to = stage, problem, "stage");
         if matches!(stage, "taking-over" | "serving") || before == "serving" {
             self.note("stage", stage, problem);
