@@ -5,10 +5,11 @@
 //! spend a deadline on it. That is safe for a compare-and-set as well: all copies compare the same
 //! revision, so at most one of them lands, and no copy that comes late can (S8).
 //!
-//! Below: [`identity`] remembers which cluster this node belongs to (S12), [`presence`] asks whether a
-//! node's nasd still lives, [`upkeep`] keeps the leader away from the nodes that may die.
+//! Below: [`identity`] remembers which cluster this node belongs to (S12), [`pace`] how long a member may
+//! take, [`presence`] asks whether a node's nasd still lives, [`upkeep`] keeps the leader away from the nodes that may die.
 
 mod identity;
+mod pace;
 mod presence;
 mod upkeep;
 
@@ -16,7 +17,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{
     Certificate, Channel, Client, Compare, CompareOp, ConnectOptions, Error, Identity, KeyValue,
@@ -29,15 +30,13 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use self::identity::ClusterId;
+use self::pace::Pace;
 use self::upkeep::Condition;
 use super::{CasOutcome, Coordinator, CoordinatorError, Versioned, parse};
 use crate::config::TlsPaths;
 use crate::core::record::Record;
 use crate::peer::dial;
 
-/// How long one member may keep us before the next is asked too: a few times what a write costs
-/// (slowest of 145 writes/s in the lab: 0.12 s).
-const PATIENCE: Duration = Duration::from_millis(250);
 /// Limit of one attempt to connect, TLS included.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Interval and limit of HTTP/2 pings, which end a watch on a member that fell silent.
@@ -54,6 +53,7 @@ pub struct Etcd {
     /// The cluster that answered first; never mixed with another (S12).
     cluster: Arc<ClusterId>,
     condition: Arc<Condition>,
+    pace: Arc<Pace>,
     /// The search that ended last; one at a time.
     sought: Arc<tokio::sync::Mutex<Option<presence::Sought>>>,
     /// `/nasd/<cluster>`.
@@ -109,6 +109,7 @@ impl Etcd {
             best: Arc::default(),
             cluster: Arc::default(),
             condition: Arc::default(),
+            pace: Arc::default(),
             sought: Arc::default(),
             root: format!("/nasd/{cluster}"),
             deadline,
@@ -151,21 +152,23 @@ impl Etcd {
         let mut running = FuturesUnordered::new();
         let reason = "no endpoint".to_owned();
         let mut failure = Failure { reason, definite: true, full: false };
+        let patience = self.pace.patience(self.deadline);
         loop {
             let more = waiting.next().and_then(|i| Some((i, self.members.get(i)?.clone())));
             let last = more.is_none();
             if let Some((i, member)) = more {
                 asked += 1;
-                let answer = call(member);
-                running.push(async move { (i, answer.await) });
+                let (answer, begun) = (call(member), Instant::now());
+                running.push(async move { (i, answer.await, begun.elapsed()) });
             }
-            let patience = if last { self.deadline } else { PATIENCE };
+            let patience = if last { self.deadline } else { patience };
             match tokio::time::timeout(patience, running.next()).await {
-                Ok(Some((i, Ok(answer)))) => {
+                Ok(Some((i, Ok(answer), took))) => {
                     self.best.store(i, Ordering::Relaxed);
+                    self.pace.note(took);
                     return Ok((answer, asked));
                 }
-                Ok(Some((_, Err(error)))) => {
+                Ok(Some((_, Err(error), _))) => {
                     failure.definite &= is_definite(&error);
                     failure.full |= is_full(&error);
                     failure.reason = error.to_string();

@@ -25,6 +25,8 @@ pub struct Timing {
     /// Largest time for the compare-and-set that begins a move; slower means no cut (design section 4:
     /// 1 s). A cluster with a longer right was configured for slower nodes.
     pub move_cas: Duration,
+    /// Time for a read of the record before another one is begun.
+    pub read: Duration,
 }
 
 impl Timing {
@@ -41,6 +43,7 @@ impl Timing {
             cold_wait: Duration::from_secs(10).max(ttl * 2),
             lone_wait: Duration::from_secs(3).max(ttl),
             move_cas: Duration::from_secs(1).max(ttl * 2 / 3),
+            read: Duration::from_secs(3).max(ttl),
         }
     }
 
@@ -49,6 +52,13 @@ impl Timing {
     #[must_use]
     pub fn margin(&self, life: Duration) -> Duration {
         Duration::from_millis(50) + life / 1000
+    }
+
+    /// How late an answer of the coordinator may be before the peer is asked for it as well: a few times
+    /// what a write costs through a second member (250 ms and an answer).
+    #[must_use]
+    pub fn late(&self) -> Duration {
+        Duration::from_millis(700).max(self.ttl * 2 / 5)
     }
 
     /// Added when nobody ever reported the old owner's gate as enforced: the address then goes by its

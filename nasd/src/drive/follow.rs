@@ -123,7 +123,7 @@ fn tell(
         if let (Some(status), Some((began, seen))) = (&mut status, look)
             && told.changed.is_none_or(|changed| began > changed)
         {
-            take_generations(status, &seen);
+            take_numbers(status, &seen);
         }
         let view = status.as_ref().map(view).unwrap_or_default();
         follower.resource.show(status);
@@ -137,8 +137,9 @@ fn tell(
     }
 }
 
-/// Takes the generations from a look that is newer than the last event.
-fn take_generations(status: &mut ResourceStatus, seen: &ResourceStatus) {
+/// Takes what the stream does not tell of, the generations and a resynchronisation's progress, from a look that is
+/// newer than the last event.
+fn take_numbers(status: &mut ResourceStatus, seen: &ResourceStatus) {
     for (volume, device) in &mut status.devices {
         let Some(found) = seen.devices.get(volume).filter(|d| d.current_uuid.is_some()) else {
             continue;
@@ -150,8 +151,9 @@ fn take_generations(status: &mut ResourceStatus, seen: &ResourceStatus) {
     for connection in &mut status.connections {
         let Some(found) = seen.connection(connection.key) else { continue };
         for (volume, peer) in &mut connection.peer_devices {
-            let bitmap = found.peer_devices.get(volume).and_then(|p| p.bitmap_uuid);
-            peer.bitmap_uuid = bitmap.or(peer.bitmap_uuid);
+            let Some(found) = found.peer_devices.get(volume) else { continue };
+            peer.bitmap_uuid = found.bitmap_uuid.or(peer.bitmap_uuid);
+            peer.out_of_sync_bytes = found.out_of_sync_bytes.or(peer.out_of_sync_bytes);
         }
     }
 }
@@ -164,7 +166,7 @@ mod tests {
     use crate::drive::connection::tests::status;
 
     #[test]
-    fn generations_come_from_the_look_and_states_from_the_stream() {
+    fn generations_and_progress_come_from_the_look_and_states_from_the_stream() {
         let up = DiskState::UpToDate;
         let mut stream = status(Role::Primary, Some(ConnState::Connecting), DiskState::Failed);
         let mut look = status(Role::Primary, Some(ConnState::Connected), up);
@@ -174,11 +176,13 @@ mod tests {
         device.primary_mark = true;
         let peer = look.connections[0].peer_devices.get_mut(&0).unwrap();
         peer.bitmap_uuid = Some(0x40);
-        take_generations(&mut stream, &look);
+        peer.out_of_sync_bytes = Some(4096);
+        take_numbers(&mut stream, &look);
         let device = &stream.devices[&0];
         assert_eq!((device.current_uuid, device.primary_mark), (Some(0x90), true));
         assert_eq!(device.history_uuids, [0x40]);
-        assert_eq!(stream.connections[0].peer_devices[&0].bitmap_uuid, Some(0x40));
+        let peer = &stream.connections[0].peer_devices[&0];
+        assert_eq!((peer.bitmap_uuid, peer.out_of_sync_bytes), (Some(0x40), Some(4096)));
         assert_eq!(device.disk, DiskState::Failed);
         assert_eq!(stream.connections[0].state, ConnState::Connecting);
     }
@@ -190,7 +194,7 @@ mod tests {
         look.devices.get_mut(&0).unwrap().current_uuid = None;
         look.connections.clear();
         let before = stream.clone();
-        take_generations(&mut stream, &look);
+        take_numbers(&mut stream, &look);
         assert_eq!(stream, before);
     }
 }

@@ -24,6 +24,7 @@ use crate::coordinator::LastSeen;
 use crate::core::machine::{CasResult, Event, Machine};
 use crate::core::record::{NodeName, Record};
 use crate::core::step::StepError;
+use crate::core::timing::Timing;
 use crate::core::view::{DrbdView, Leftovers};
 use crate::io::{Answer, CallError, Client, Launcher, Op};
 use crate::observe::history::History;
@@ -244,6 +245,11 @@ impl Hands {
     }
 
     // ---- coordinator -------------------------------------------------------------------------
+
+    /// See [`Timing::late`].
+    pub(super) fn late(&self) -> Duration {
+        Timing::new(self.right.ttl, self.right.heartbeat, self.right.valid_lft).late()
+    }
 
     /// A linearizable read, judged against the last record that this node saw.
     pub async fn read_record(&self) -> Event {

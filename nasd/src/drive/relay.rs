@@ -4,8 +4,6 @@
 //! as this node's own, of which nobody may know what came; so at most one of them lands, and what is
 //! there afterwards tells. Without a definite answer the outcome stays unknown.
 
-use std::time::Duration;
-
 use nasd_proto::{RelayReply, RelayRequest, relay_reply::Result as Relayed};
 use tonic::Status;
 
@@ -14,10 +12,6 @@ use super::task::{cas_result, versioned};
 use crate::coordinator::{Coordinator, CoordinatorError, Versioned as Stored};
 use crate::core::machine::{CasResult, Versioned};
 use crate::core::record::{NodeName, Record};
-
-/// After this time without an answer the peer is asked beside our own call: a few times what a write
-/// costs through a second member (250 ms and an answer).
-const LATE: Duration = Duration::from_millis(700);
 
 type ReadResult = Result<Option<Stored>, CoordinatorError>;
 
@@ -30,7 +24,7 @@ pub async fn write_beside(
 ) -> CasResult {
     let may = may_relay(hands, record);
     tokio::pin!(own);
-    match tokio::time::timeout(LATE, &mut own).await {
+    match tokio::time::timeout(hands.late(), &mut own).await {
         Ok(CasResult::Unknown) if may => write(hands, expected, record).await,
         Ok(result) => result,
         Err(_) if may => {
@@ -61,7 +55,7 @@ pub async fn write(hands: &Hands, expected: Option<i64>, record: &Record) -> Cas
 /// This node's own read, and one through the peer beside it when it is late or fails.
 pub async fn read_beside(hands: &Hands, own: impl Future<Output = ReadResult>) -> ReadResult {
     tokio::pin!(own);
-    match tokio::time::timeout(LATE, &mut own).await {
+    match tokio::time::timeout(hands.late(), &mut own).await {
         Ok(Err(error @ CoordinatorError::Unreachable { .. })) => read(hands).await.ok_or(error),
         Ok(result) => result,
         Err(_) => {

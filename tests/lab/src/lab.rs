@@ -482,18 +482,23 @@ impl Lab {
         })
     }
 
-    /// Keeps all nodes' journals beside their consoles' files, for after the lab's end. Nodes that do not answer
-    /// are passed over.
-    pub fn save_journals(&self) {
+    /// Keeps all nodes' journals and consoles in a folder of this `name`, for after the lab's end. Nodes that do not
+    /// answer are passed over.
+    pub fn keep_logs(&self, name: &str) -> PathBuf {
+        let folder = self.logs().join(name);
+        // Best effort, here and below: the scenario's own failure is what counts.
+        let _ = fs::create_dir_all(&folder);
         for node in self.nodes() {
+            let console = self.console(&node.name);
+            let _ = fs::copy(&console, folder.join(console.file_name().unwrap_or_default()));
             let journal = ["journalctl", "--no-pager", "-b", "-o", "short-precise"];
             let limit = Duration::from_secs(10) * self.engine().patience();
             if let Ok(out) = self.exec(&node.name, &journal, limit) {
-                let path = self.console(&node.name).with_extension("journal");
-                // Best effort, as above.
+                let path = folder.join(&node.name).with_extension("journal");
                 let _ = sys::write(&path, out.stdout, 0o644);
             }
         }
+        folder
     }
 
     /// How all nodes are.

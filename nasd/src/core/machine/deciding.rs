@@ -15,7 +15,7 @@ impl Machine {
         self.must_read |= self.unsettled.is_some() && now >= self.last_read + UNSETTLED_READ;
         if self.must_read && now >= self.read_again_at {
             self.last_read = now;
-            self.read_again_at = now + READ;
+            self.read_again_at = now + self.timing.read;
             out.push(Effect::Read);
         }
         if self.pending.is_some() {

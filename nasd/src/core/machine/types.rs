@@ -372,8 +372,6 @@ pub const HAND_OVER_PATIENCE: Duration = Duration::from_secs(15);
 pub const UNASKED_OPENING: Duration = Duration::from_secs(1);
 /// Pause between two tries of an opening.
 pub const RETRY: Duration = Duration::from_secs(1);
-/// Time for a read before another one is begun.
-pub const READ: Duration = Duration::from_secs(3);
 /// Between two reads while a write of unknown outcome may still land.
 pub const UNSETTLED_READ: Duration = Duration::from_secs(1);
 /// Pause after a read that failed.

@@ -105,8 +105,9 @@ fn config(ctx: &Ctx, services: &[Svc], extra: &Extra) -> String {
     let endpoints = ctx.lab.etcd_endpoints().iter().map(|e| format!("{e:?}")).collect::<Vec<_>>();
     let pki = "ca = \"/etc/lab/pki/ca.pem\", cert = \"/etc/lab/pki/node.pem\", key = \"/etc/lab/pki/node.key\"";
     let slow = ctx.lab.engine().patience() > 1;
+    let deadline = if slow { ", deadline = \"5s\"" } else { "" };
     let mut text = format!(
-        "[cluster]\nname = \"lab\"\ncoordinator = {{ etcd = {{ endpoints = [{}], {pki} }} }}\n\n",
+        "[cluster]\nname = \"lab\"\ncoordinator = {{ etcd = {{ endpoints = [{}], {pki}{deadline} }} }}\n\n",
         endpoints.join(", ")
     );
     for node in ctx.lab.nodes().filter(|n| NAS.contains(&n.name.as_str())) {
@@ -206,7 +207,7 @@ impl Bed {
         }
         let bed = Self {
             services: services.to_vec(),
-            pause_ms: 2,
+            pause_ms: if ctx.lab.engine().patience() > 1 { 50 } else { 2 },
             writers: Vec::new(),
             stats: Vec::new(),
             logs: BTreeMap::new(),

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, Extra, NAS, VMS};
-use super::recovery::{PROMPT, WHOLE, demand_silence, packets_of};
+use super::recovery::{GO_ON, PROMPT, WHOLE, demand_silence, packets_of};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
@@ -73,9 +73,6 @@ pub const UPGRADE: Scenario = Scenario {
 
 /// Until the gate of a stopped nasd has surely shut: the right's life, and a margin.
 const GATE_SHUT: Duration = Duration::from_millis(2000);
-/// Lets nasd go on a moment after the command has been answered: a nasd that finds its service taken restarts its
-/// node at once, and nobody would answer any more.
-const GO_ON: &str = "(sleep 0.3; pkill -CONT -x nasd) > /dev/null 2>&1 < /dev/null &";
 /// How long a node is watched after it has gone on.
 const WATCH: Duration = Duration::from_secs(5);
 /// Stall when the owner's nasd hangs, ms: the right, the search, the taker's opening.

@@ -182,8 +182,8 @@ impl Scenario {
             ctx.report.notes.push(e.to_string());
         }
         if !ctx.report.ok {
-            ctx.lab.save_journals();
-            ctx.report.notes.push(format!("consoles and journals: {}", ctx.lab.logs().display()));
+            let kept = ctx.lab.keep_logs(self.name);
+            ctx.report.notes.push(format!("consoles and journals: {}", kept.display()));
         }
         if keep {
             ctx.lab.keep();

@@ -16,6 +16,9 @@ use crate::error::LabError;
 use crate::fault::Fault;
 use crate::report::{Percentiles, Window};
 
+/// Lets nasd go on a moment after the command has been answered: a nasd that finds its service taken restarts its
+/// node at once, and nobody would answer any more.
+pub const GO_ON: &str = "(sleep 0.3; pkill -CONT -x nasd) > /dev/null 2>&1 < /dev/null &";
 /// For a command in a node that does not wait for anything.
 pub const PROMPT: Duration = Duration::from_secs(10);
 /// Until somebody serves after a fault.

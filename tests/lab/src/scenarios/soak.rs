@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bed::{Bed, NAS, VMS};
-use super::recovery::{PROMPT, SERVED, WHOLE, cut_drbd, cut_etcd, other};
+use super::recovery::{GO_ON, PROMPT, SERVED, WHOLE, cut_drbd, cut_etcd, other};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "soak",
     summary: "random faults for 5 minutes (--minutes), chosen by a SEED: served after each, nothing lost",
     engine: None,
-    nightly: true,
+    nightly: false,
     clients: 2,
     run,
 };
@@ -134,7 +134,7 @@ fn finish(ctx: &mut Ctx, act: Act, node: &str) -> Result<(), LabError> {
         Act::Power => ctx.lab.fault(&Fault::PowerOn { node }),
         Act::Freeze => ctx.lab.fault(&Fault::Thaw { node }),
         // It may have been stopped with its node.
-        Act::StopNasd => ctx.lab.exec(&node, &["pkill", "-CONT", "-x", "nasd"], PROMPT).map(drop),
+        Act::StopNasd => ctx.lab.sh(&node, GO_ON, PROMPT).map(drop),
         Act::Isolate | Act::CutPeers | Act::CutDrbd | Act::CutEtcd => ctx.lab.fault(&Fault::Heal),
         Act::KillNasd | Act::Move => Ok(()),
     }

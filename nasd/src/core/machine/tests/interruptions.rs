@@ -165,3 +165,16 @@ fn a_generation_that_is_not_told_is_the_last_one_that_was() {
     }
     assert!(!world.machines[1].drbd.descends_from(&uuids(0x30)));
 }
+
+#[test]
+fn a_target_that_dies_with_the_hand_over_in_its_hands_is_not_waited_for() {
+    let demoted = |effects: &usize| !World::amid_move(*effects).nodes[0].primary;
+    let mut world = World::amid_move((0..100).find(demoted).unwrap());
+    world.power_cut(1);
+    let lost = world.now;
+    while world.owner().is_none() {
+        world.turn();
+        assert!(world.now < lost + Duration::from_secs(5), "{:#?}", world.machines[0]);
+    }
+    assert_eq!(world.owner(), Some(0));
+}
