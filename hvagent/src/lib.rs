@@ -6,7 +6,12 @@
 //! lost. Rules kept here: S10 (never hangs), S11 (no switchover of a guest in a storage move) and
 //! S12 (a missing answer is a no).
 
+pub mod api;
+pub mod check;
+pub mod cli;
 pub mod core;
+pub mod drive;
+pub mod guests;
 pub mod libvirt;
 pub mod mounts;
 pub mod probe;

@@ -1,0 +1,12 @@
+//! What this host reports of itself, and what is wrong with it, alone and before a migration.
+//!
+//! `report` is the data; `collect` and `reach` read it with deadlines (S10); `host` and `migrate`
+//! judge it and know neither clock nor I/O; `reports` brings another host's. Rule kept: S12. What
+//! could not be looked at is told as unknown, in the report and as a finding.
+
+pub mod caps;
+pub mod conf;
+pub mod proc;
+pub mod report;
+
+pub use report::{HostReport, Known};
