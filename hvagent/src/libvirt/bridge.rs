@@ -152,6 +152,19 @@ impl Bridge {
         })
     }
 
+    /// The host's processor and the machines it can be, as libvirt's XML.
+    pub async fn capabilities(&self) -> Result<String> {
+        self.connect("GetCapabilities", async |proxy| proxy.get_capabilities().await).await
+    }
+
+    /// What guests of a kind (`kvm`, `qemu`) can be given, as libvirt's XML.
+    pub async fn domain_capabilities(&self, virt_type: String) -> Result<String> {
+        let ask = async move |proxy: ConnectProxy<'static>| {
+            proxy.get_domain_capabilities("", "", "", &virt_type, 0).await
+        };
+        self.connect("GetDomainCapabilities", ask).await
+    }
+
     /// The guests that have a process, running or paused.
     pub async fn domains(&self) -> Result<Vec<OwnedObjectPath>> {
         self.connect("ListDomains", async |proxy| proxy.list_domains(ACTIVE).await).await

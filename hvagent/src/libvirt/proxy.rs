@@ -47,6 +47,9 @@ pub trait Connect {
     #[zbus(name = "CompareCPU")]
     fn compare_cpu(&self, xml: &str, flags: u32) -> zbus::Result<i32>;
 
+    /// The host's processor, and the kinds of guest and machines it can be.
+    fn get_capabilities(&self) -> zbus::Result<String>;
+
     /// What this host can run, for an emulator and a machine (each may be empty).
     fn get_domain_capabilities(
         &self,
