@@ -9,10 +9,12 @@
 pub mod api;
 pub mod check;
 pub mod cli;
+pub mod config;
 pub mod core;
 pub mod drive;
 pub mod guests;
 pub mod libvirt;
+pub mod link;
 pub mod mounts;
 pub mod probe;
 pub mod sanlock;

@@ -63,6 +63,12 @@ impl Machine {
         self.since
     }
 
+    /// The move that the phase belongs to, where nasd has named one.
+    #[must_use]
+    pub fn move_id(&self) -> Option<MoveId> {
+        self.current.or(self.announced.map(|a| a.id))
+    }
+
     /// What the verification has found, in [`Cause::Unverified`].
     #[must_use]
     pub fn problems(&self) -> &[String] {

@@ -1,0 +1,1 @@
+//! Links against an in-process nasd.
