@@ -210,7 +210,9 @@ impl Answer {
         match get("verdict")?.as_str() {
             "allow" => Some(Self::Allow),
             "refuse" => Some(Self::Refuse(reason)),
-            "wait" => Some(Self::Wait(Duration::from_millis(get("wait_ms")?.parse().ok()?), reason)),
+            "wait" => {
+                Some(Self::Wait(Duration::from_millis(get("wait_ms")?.parse().ok()?), reason))
+            }
             _ => None,
         }
     }
@@ -426,7 +428,9 @@ mod tests {
 
     #[test]
     fn what_is_no_guest_is_none() {
-        for xml in ["", "rubbish", "<network/>", "<domain><source file='/a", "<domain><a b></domain>"] {
+        for xml in
+            ["", "rubbish", "<network/>", "<domain><source file='/a", "<domain><a b></domain>"]
+        {
             assert_eq!(disks(xml, Path::new("/none")), None, "{xml}");
         }
     }
@@ -438,7 +442,10 @@ mod tests {
             asked_about(&words).map(|(_, operation, _)| operation)
         };
         assert_eq!(of("migrate", "begin"), Some("migrate"));
-        assert_eq!((of("prepare", "begin"), of("restore", "begin")), (Some("start"), Some("start")));
+        assert_eq!(
+            (of("prepare", "begin"), of("restore", "begin")),
+            (Some("start"), Some("start"))
+        );
         for operation in ["reconnect", "start", "started", "stopped", "release", "attach"] {
             assert_eq!((of(operation, "begin"), of(operation, "end")), (None, None));
         }
@@ -451,7 +458,9 @@ mod tests {
         let reason = "a \"b\"A".to_owned();
         assert_eq!(Answer::of(wait), Some(Answer::Wait(Duration::from_millis(1500), reason)));
         assert_eq!(Answer::of(" { \"verdict\" : \"allow\" } "), Some(Answer::Allow));
-        for rubbish in ["", "{}", "[]", "{\"verdict\":\"maybe\"}", "{\"verdict\":\"wait\"}", "{\"verdict\""] {
+        for rubbish in
+            ["", "{}", "[]", "{\"verdict\":\"maybe\"}", "{\"verdict\":\"wait\"}", "{\"verdict\""]
+        {
             assert_eq!(Answer::of(rubbish), None, "{rubbish}");
         }
     }

@@ -78,7 +78,9 @@ pub fn decide(
     };
     match job {
         Some(job) if holds(job, state, limited, policy) => LET_RUN,
-        Some(job) => judged(job::classify(job, state, &policy.window, &policy.caution), job, policy),
+        Some(job) => {
+            judged(job::classify(job, state, &policy.window, &policy.caution), job, policy)
+        }
         None if state.is_switching_over() => blocked("its switchover is under way", SOON),
         None if state == DomainState::Unknown => blocked("its state is not known", SOON),
         None => LET_RUN,
@@ -158,7 +160,11 @@ mod tests {
         }
     }
 
-    fn of(job: &Job, state: DomainState, limited: Option<u64>) -> (Option<u64>, Option<&'static str>) {
+    fn of(
+        job: &Job,
+        state: DomainState,
+        limited: Option<u64>,
+    ) -> (Option<u64>, Option<&'static str>) {
         let decision = decide(Ok(Some(job)), state, limited, &policy());
         (decision.limit, decision.block.map(|block| block.why))
     }
@@ -172,15 +178,28 @@ mod tests {
             ("far from its end", (10_000, 100, 80), None, None, None),
             ("inside", (1000, 100, 60), None, Some(30), Some("its migration is being slowed down")),
             ("inside, held", (1000, 30, 60), Some(30), None, None),
-            ("held, but not for long any more", (500, 30, 60), Some(30), Some(15),
-             Some("its migration is being slowed down")),
-            ("too near", (20, 100, 0), None, None,
-             Some("its migration ends soon")),
-            ("too near, speed nearly eaten up", (30, 100, 60), None, Some(1),
-             Some("its migration is being slowed down to the slowest there is")),
+            (
+                "held, but not for long any more",
+                (500, 30, 60),
+                Some(30),
+                Some(15),
+                Some("its migration is being slowed down"),
+            ),
+            ("too near", (20, 100, 0), None, None, Some("its migration ends soon")),
+            (
+                "too near, speed nearly eaten up",
+                (30, 100, 60),
+                None,
+                Some(1),
+                Some("its migration is being slowed down to the slowest there is"),
+            ),
         ];
         for (name, (left, speed, dirty), limited, limit, why) in table {
-            assert_eq!(of(&migration(left, speed, dirty), RUNNING, limited), (limit, why), "{name}");
+            assert_eq!(
+                of(&migration(left, speed, dirty), RUNNING, limited),
+                (limit, why),
+                "{name}"
+            );
         }
     }
 

@@ -197,10 +197,21 @@ impl Inventory {
             None => Some(format!("libvirt has told nothing yet{}", because(trouble))),
             Some(at) if trouble.is_some() || old(at) > OLD => {
                 let seconds = old(at).as_secs();
-                Some(format!("libvirt's guests are known as of {seconds} s ago{}", because(trouble)))
+                Some(format!(
+                    "libvirt's guests are known as of {seconds} s ago{}",
+                    because(trouble)
+                ))
             }
             Some(_) => None,
         }
+    }
+
+    /// The doubt, unless it does not matter for that mount: nobody is known there, and `/proc`, just
+    /// looked at, shows nobody either.
+    #[must_use]
+    pub fn doubt_about(&self, mount: &Path, now: Now) -> Option<String> {
+        let anybody = self.on(mount).next().is_some() || self.strays(mount).next().is_some();
+        self.doubt(now).filter(|_| anybody || !self.sees_processes(now))
     }
 
     /// The guests with a disk on that mount, and those that may have one.
@@ -248,7 +259,8 @@ impl Inventory {
     fn holds(&self, mount: &Path, path: &Path) -> bool {
         let path = plain(path);
         let depth = mount.components().count();
-        let deeper = |other: &&PathBuf| other.components().count() > depth && path.starts_with(other);
+        let deeper =
+            |other: &&PathBuf| other.components().count() > depth && path.starts_with(other);
         path.starts_with(mount) && !self.mounts.iter().any(|other| deeper(&other))
     }
 }

@@ -81,7 +81,9 @@ fn look(places: &Places) -> Leases {
     if !places.socket.exists() {
         return match used {
             Some(false) => Leases::NotUsed,
-            Some(true) => Leases::Unknown("libvirt relies on sanlock, which does not run".to_owned()),
+            Some(true) => {
+                Leases::Unknown("libvirt relies on sanlock, which does not run".to_owned())
+            }
             None => Leases::Unknown(format!("{} cannot be read", places.config.display())),
         };
     }

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::core::Now;
 use std::time::Duration;
 
+/// How often all processes are looked through; in between only those that are known are looked at.
+const SCAN_EVERY: Duration = Duration::from_secs(5);
 /// How often the links of a process's descriptors are read again.
 const FILES_EVERY: Duration = Duration::from_secs(10);
 /// The longest command line that is looked at; a guest with hundreds of disks has less.
@@ -44,7 +46,7 @@ pub struct Qemu {
 
 #[derive(Debug)]
 struct Known {
-    qemu: Option<Qemu>,
+    qemu: Qemu,
     files_at: Now,
 }
 
@@ -52,47 +54,51 @@ struct Known {
 #[derive(Debug)]
 pub struct Census {
     root: PathBuf,
-    known: HashMap<(u32, u64), Known>,
+    known: HashMap<u32, Known>,
+    scanned: Option<Now>,
 }
 
 impl Census {
     /// Of a `/proc`.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into(), known: HashMap::new() }
+        Self { root: root.into(), known: HashMap::new(), scanned: None }
     }
 
-    /// QEMU's processes now. `None`: `/proc` cannot be read, nothing is known.
+    /// QEMU's processes now; one that was just started may be missing for five seconds. `None`: `/proc`
+    /// cannot be read, nothing is known.
     pub fn look(&mut self, now: Now) -> Option<Vec<Qemu>> {
+        let due = self.scanned.is_none_or(|at| now.saturating_sub(at) >= SCAN_EVERY);
+        let pids = if due { self.scan()? } else { self.known.keys().copied().collect() };
         let mut known = HashMap::new();
-        for entry in std::fs::read_dir(&self.root).ok()?.flatten() {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
-            let directory = self.root.join(&name);
+        for pid in pids {
+            let directory = self.root.join(pid.to_string());
             let Some(started) = qemu_since(&directory) else { continue };
-            let before = self.known.remove(&(pid, started));
-            known.insert((pid, started), follow(&directory, (pid, started), before, now));
+            let before = self.known.remove(&pid).filter(|known| known.qemu.started == started);
+            known.extend(follow(&directory, (pid, started), before, now).map(|k| (pid, k)));
         }
         self.known = known;
-        let mut all: Vec<Qemu> = self.known.values().filter_map(|k| k.qemu.clone()).collect();
+        self.scanned = if due { Some(now) } else { self.scanned };
+        let mut all: Vec<Qemu> = self.known.values().map(|known| known.qemu.clone()).collect();
         all.sort_by_key(|qemu| qemu.pid);
         Some(all)
     }
+
+    fn scan(&self) -> Option<Vec<u32>> {
+        let entries = std::fs::read_dir(&self.root).ok()?.flatten();
+        Some(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
 }
 
-fn follow(directory: &Path, id: (u32, u64), before: Option<Known>, now: Now) -> Known {
-    let fresh = || Known { qemu: identify(directory, id), files_at: now };
-    let mut known = before.filter(|known| known.qemu.is_some()).unwrap_or_else(fresh);
-    if let Some(qemu) = known.qemu.as_mut() {
-        qemu.written = counters(directory);
-        if now.saturating_sub(known.files_at) >= FILES_EVERY {
-            qemu.files = files(directory);
-            known.files_at = now;
-        }
+fn follow(directory: &Path, id: (u32, u64), before: Option<Known>, now: Now) -> Option<Known> {
+    let fresh = || identify(directory, id).map(|qemu| Known { qemu, files_at: now });
+    let mut known = before.or_else(fresh)?;
+    known.qemu.written = counters(directory);
+    if now.saturating_sub(known.files_at) >= FILES_EVERY {
+        known.qemu.files = files(directory);
+        known.files_at = now;
     }
-    known
+    Some(known)
 }
 
 fn identify(directory: &Path, (pid, started): (u32, u64)) -> Option<Qemu> {
@@ -211,7 +217,9 @@ mod tests {
         let again = census.look(Now::from_secs(1)).unwrap();
         assert_eq!(again[0].written.unwrap().bytes, 8192);
         std::fs::remove_dir_all(root.path().join("7")).unwrap();
+        process(root.path(), 9, "qemu-kvm", b"qemu\0-name\0vm9\0", IO);
         assert!(census.look(Now::from_secs(2)).unwrap().is_empty());
+        assert_eq!(census.look(Now::from_secs(5)).unwrap()[0].guest, "vm9");
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub fn judge(view: &View<'_>, mount: &Path, now: Now) -> Readiness {
     let inventory = view.inventory;
     let guests: Vec<&Guest> = inventory.on(mount).collect();
     let strays = inventory.strays(mount).count();
-    doubts(view, guests.len() + strays > 0, now, &mut reasons);
+    if let Some(doubt) = inventory.doubt_about(mount, now) {
+        reasons.add(doubt, Some(LATER));
+    }
     for qemu in inventory.strays(mount) {
         let words = format!("{} runs, and libvirt has not told of it", qemu.guest);
         reasons.add(words, Some(LATER));
@@ -71,15 +73,6 @@ pub fn judge(view: &View<'_>, mount: &Path, now: Now) -> Readiness {
         retry_after: reasons.retry_after,
         migrations: u32::try_from(migrations).unwrap_or(u32::MAX),
         guests: u32::try_from(guests.len() + strays).unwrap_or(u32::MAX),
-    }
-}
-
-/// A silent libvirt matters only where guests run: none is seen in `/proc` either, and no migration
-/// runs.
-fn doubts(view: &View<'_>, guests: bool, now: Now, reasons: &mut Reasons) {
-    let sure_of_none = !guests && view.inventory.sees_processes(now);
-    if let Some(doubt) = view.inventory.doubt(now).filter(|_| !sure_of_none) {
-        reasons.add(doubt, Some(LATER));
     }
 }
 
@@ -160,7 +153,11 @@ mod tests {
                 limited: &self.limited,
                 leases: &self.leases,
                 policy: Policy {
-                    window: Window { starts_in: seconds(0), outage: seconds(5), grace: seconds(15) },
+                    window: Window {
+                        starts_in: seconds(0),
+                        outage: seconds(5),
+                        grace: seconds(15),
+                    },
                     caution: Caution::default(),
                     incoming: Incoming::SourceDecides,
                 },
@@ -251,8 +248,7 @@ mod tests {
         given.leases = Leases::Unknown("silent".to_owned());
         assert!(given.judge().reasons[0].contains("silent"));
         let lost = vec!["L".to_owned()];
-        given.leases =
-            Leases::Known { margin: Duration::from_secs(60), next_renewal: None, lost };
+        given.leases = Leases::Known { margin: Duration::from_secs(60), next_renewal: None, lost };
         assert!(given.judge().reasons[0].contains("lockspace L is lost"));
     }
 }

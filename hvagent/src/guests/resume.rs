@@ -47,7 +47,9 @@ pub fn decide(state: DomainState, lease: Lease, phase: Phase, tries: u32) -> Out
         return Outcome::Stays("the storage is not known to take opens yet");
     }
     match lease {
-        Lease::Lost => return Outcome::Stays("this host has lost a lockspace: it may run elsewhere"),
+        Lease::Lost => {
+            return Outcome::Stays("this host has lost a lockspace: it may run elsewhere");
+        }
         Lease::Unknown => return Outcome::Stays("its lease is not known: it may run elsewhere"),
         Lease::NotUsed | Lease::Held => {}
     }

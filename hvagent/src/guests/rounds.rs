@@ -93,7 +93,8 @@ impl<H: Hypervisor> Run<H> {
             match resume::decide(state, leases.lease(), phase, *tried) {
                 Outcome::NotOurs => {}
                 Outcome::Stays(why) => {
-                    problems.push(format!("{} is paused by an error of its disk: {why}", guest.name));
+                    problems
+                        .push(format!("{} is paused by an error of its disk: {why}", guest.name));
                 }
                 Outcome::Resume => {
                     *tried += 1;
@@ -109,7 +110,9 @@ impl<H: Hypervisor> Run<H> {
     async fn resume(&self, guest: &Candidate, attempt: u32) {
         let guest_name = guest.name.as_str();
         match self.hypervisor.resume(&guest.path).await {
-            Ok(()) => tracing::info!(guest = guest_name, attempt, "resumed after an error of its disk"),
+            Ok(()) => {
+                tracing::info!(guest = guest_name, attempt, "resumed after an error of its disk")
+            }
             Err(error) => tracing::warn!(guest = guest_name, attempt, %error, "resume failed"),
         }
     }

@@ -13,7 +13,8 @@ use super::proc::{Counters, Qemu};
 use crate::core::Now;
 
 /// A guest wrote "before the cut" if it did so within that time. An unplanned stall is only told of
-/// some two seconds after it has begun.
+/// some two seconds after it has begun; at rest samples are a second apart, so that the beginning of such
+/// a stall is known to a second only.
 const BEFORE: Duration = Duration::from_secs(5);
 
 /// How long to wait between two samples.
@@ -131,9 +132,8 @@ impl Trace {
     fn stall(&self, now: Now) -> Option<Stall> {
         let (watch, (from, begin)) = self.watch.zip(self.progress)?;
         let silent = now.saturating_sub(from);
-        let stall = |length, within, over| {
-            Some(Stall { guest: self.guest.clone(), length, within, over })
-        };
+        let stall =
+            |length, within, over| Some(Stall { guest: self.guest.clone(), length, within, over });
         match watch.longest {
             Some((length, within)) if length >= silent => stall(length, within, true),
             _ => stall(silent, begin, false),
@@ -192,12 +192,8 @@ mod tests {
     #[test]
     fn a_stall_lasts_from_the_last_write_to_the_next() {
         let stalls = run(2000, 2001..5000, 8000).stalls(ms(8000), &names());
-        let expected = Stall {
-            guest: "vm1".to_owned(),
-            length: ms(3000),
-            within: ms(200),
-            over: true,
-        };
+        let expected =
+            Stall { guest: "vm1".to_owned(), length: ms(3000), within: ms(200), over: true };
         assert_eq!(stalls, [expected]);
     }
 

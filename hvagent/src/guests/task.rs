@@ -24,7 +24,7 @@ use super::stall::Meter;
 use crate::core::Now;
 use crate::core::phase::{Phase, Timing};
 use crate::drive::hands::{GuestStall, Readiness};
-use crate::libvirt::events::Event;
+use crate::libvirt::events::{Event, Lost};
 use crate::libvirt::job::{Caution, Window};
 use crate::libvirt::{Error, Result};
 
@@ -113,6 +113,8 @@ pub(super) struct Worker<H> {
     ledger: Ledger,
     meter: Meter,
     phases: Phases,
+    /// Mounts whose phases are told: nothing is concluded from the calls then.
+    phase_told: BTreeSet<PathBuf>,
     tries: Tries,
     /// Mounts that are held, since when.
     held: BTreeMap<PathBuf, Now>,
@@ -135,6 +137,7 @@ impl<H: Hypervisor> Worker<H> {
             ledger,
             meter: Meter::default(),
             phases: Phases::default(),
+            phase_told: BTreeSet::new(),
             tries: Tries::default(),
             held: BTreeMap::new(),
             limited: BTreeMap::new(),
@@ -167,15 +170,15 @@ impl<H: Hypervisor> Worker<H> {
                 let run = self.run(mount);
                 tokio::spawn(run.go());
             }
-            Order::Verify(mount, answer) => {
-                let run = self.run(mount);
-                tokio::spawn(async move { answer.send(run.go().await) });
-            }
+            Order::Verify(mount, answer) => self.verify(now, mount, answer).await,
             Order::Stalls(mount, answer) => {
                 let _ = answer.send(self.stalls(now, &mount));
             }
             Order::Mounts(points) => self.inventory.mounts(points),
-            Order::Phase(mount, phase) => self.phases.set(&mount, phase),
+            Order::Phase(mount, phase) => {
+                self.phases.set(&mount, phase);
+                self.phase_told.insert(mount);
+            }
             Order::StartWaits(time) => {
                 self.quiet_until = self.quiet_until.max(now.saturating_add(time));
             }
@@ -218,7 +221,9 @@ impl<H: Hypervisor> Worker<H> {
             Ask::Nothing => {}
             Ask::One(path) => drop(self.look(now, &path).await),
             Ask::All => {
-                self.hypervisor.restarted();
+                if event != Event::Resync(Lost::Overrun) {
+                    self.hypervisor.restarted();
+                }
                 self.resync_at = now;
             }
         }
@@ -253,13 +258,13 @@ impl<H: Hypervisor> Worker<H> {
                 self.inventory.told(now, path.clone(), told);
                 Ok(())
             }
-            Err(error) if error.is_hang() || error.is_absent() => {
-                self.doubt(now, &error);
-                Err(error)
-            }
-            Err(_) => {
+            Err(error) if concerns_one(&error) => {
                 self.resync_at = self.resync_at.min(now.saturating_add(Duration::from_secs(1)));
                 Ok(())
+            }
+            Err(error) => {
+                self.doubt(now, &error);
+                Err(error)
             }
         }
     }
@@ -267,7 +272,7 @@ impl<H: Hypervisor> Worker<H> {
     /// libvirt fails: asked again soon, by a call that the breaker may forbid.
     fn doubt(&mut self, now: Now, error: &Error) {
         self.inventory.failed(error.to_string());
-        self.resync_at = now.saturating_add(AGAIN);
+        self.resync_at = self.resync_at.min(now.saturating_add(AGAIN));
     }
 
     /// What may have changed of a mount's guests since a second ago. An answer that does not come makes
@@ -277,13 +282,26 @@ impl<H: Hypervisor> Worker<H> {
             guest.told.clone().map(|told| (guest.path.clone(), told.domain))
         };
         let guests: Vec<_> = self.inventory.on(mount).filter_map(known).collect();
+        let mut left = false;
         for (path, domain) in guests {
-            let state = self.hypervisor.state(&path).await;
-            let job = self.hypervisor.job(&path).await.map_err(|error| error.to_string());
-            match state {
-                Ok(state) => self.inventory.told(now, path, Told { domain, state, job }),
+            match self.hypervisor.state(&path).await {
+                Ok(state) => {
+                    let job = self.hypervisor.job(&path).await.map_err(|error| error.to_string());
+                    self.inventory.told(now, path, Told { domain, state, job });
+                }
+                Err(error) if concerns_one(&error) => left = true,
                 Err(error) => return self.doubt(now, &error),
             }
+        }
+        if left {
+            self.refresh(now).await;
+        }
+    }
+
+    /// The list anew, unless it would hang on a guest whose start waits.
+    async fn refresh(&mut self, now: Now) {
+        if now >= self.quiet_until {
+            self.resync(now).await;
         }
     }
 
@@ -300,15 +318,21 @@ impl<H: Hypervisor> Worker<H> {
 
     async fn begin(&mut self, now: Now, mount: &Path) {
         self.held.insert(mount.to_owned(), now);
-        self.tries.lock().await.clear();
-        if self.phases.get(mount) == Phase::Normal {
-            self.phases.set(mount, Phase::Announced);
-        }
+        // A run of the move before may still hold the old ones, and ends by itself.
+        self.tries = Tries::default();
+        self.conclude(mount, Phase::Announced);
         let names = self.inventory.names(mount);
         self.meter.done(&names);
         self.meter.cut(now, &names);
-        if self.inventory.doubt(now).is_some() && now >= self.quiet_until {
-            self.resync(now).await;
+        if self.inventory.doubt(now).is_some() {
+            self.refresh(now).await;
+        }
+    }
+
+    /// Where nobody tells phases, the calls say enough of them.
+    fn conclude(&self, mount: &Path, phase: Phase) {
+        if !self.phase_told.contains(mount) {
+            self.phases.set(mount, phase);
         }
     }
 
@@ -382,7 +406,11 @@ impl<H: Hypervisor> Worker<H> {
             return;
         }
         self.limited.insert(path.as_str().to_owned(), limit);
-        tracing::info!(guest = noted.path(), mib_per_second = limit, "its migration is slowed down");
+        tracing::info!(
+            guest = noted.path(),
+            mib_per_second = limit,
+            "its migration is slowed down"
+        );
         // The speed alone holds by the bytes that are left; this only keeps QEMU from ending early.
         if let Err(error) = self.hypervisor.set_downtime(path, LEAST_DOWNTIME).await {
             tracing::warn!(guest = noted.path(), %error, "its downtime limit is as before");
@@ -402,8 +430,11 @@ impl<H: Hypervisor> Worker<H> {
     // ---- back to before ----
 
     async fn release(&mut self, now: Now, mount: &Path) {
-        if self.held.remove(mount).is_some() && self.phases.get(mount) == Phase::Announced {
-            self.phases.set(mount, Phase::Normal);
+        // A release ends a move that was verified, or one that was not made.
+        let phase = self.phases.get(mount);
+        let ended = if phase == Phase::OpensBack { Phase::Verified } else { Phase::Normal };
+        if self.held.remove(mount).is_some() {
+            self.conclude(mount, ended);
         }
         self.restore(now).await;
     }
@@ -423,7 +454,10 @@ impl<H: Hypervisor> Worker<H> {
         let due: Vec<Old> = self.ledger.all().filter(unheld).cloned().collect();
         for old in due {
             if self.inventory.is_gone(now, &old.path) {
-                tracing::info!(guest = old.guest, "it is gone from this host, and its old limits too");
+                tracing::info!(
+                    guest = old.guest,
+                    "it is gone from this host, and its old limits too"
+                );
                 self.forget(&old).await;
             } else if self.put_back(&old).await {
                 tracing::info!(guest = old.guest, "the limits of its migrations are as before");
@@ -463,8 +497,8 @@ impl<H: Hypervisor> Worker<H> {
     // ---- answers ----
 
     async fn ready(&mut self, now: Now, mount: &Path, within: Duration) -> Readiness {
-        if self.inventory.doubt(now).is_some() && now >= self.quiet_until {
-            self.resync(now).await;
+        if self.inventory.doubt(now).is_some() {
+            self.refresh(now).await;
         }
         self.look_at_jobs(now, mount).await;
         let leases = leases::ask(&self.settings.places).await;
@@ -486,15 +520,27 @@ impl<H: Hypervisor> Worker<H> {
         stalls.into_iter().map(|s| GuestStall { guest: s.guest, stall: s.length }).collect()
     }
 
+    /// Resumes who is still paused, in a task of its own, and tells what is wrong then.
+    async fn verify(&mut self, now: Now, mount: PathBuf, answer: oneshot::Sender<Vec<String>>) {
+        if self.inventory.doubt(now).is_some() {
+            self.refresh(now).await;
+        }
+        let doubt = self.inventory.doubt_about(&mount, now);
+        let run = self.run(mount);
+        tokio::spawn(async move {
+            let mut problems = run.go().await;
+            problems.extend(doubt);
+            let _ = answer.send(problems);
+        });
+    }
+
     fn run(&self, mount: PathBuf) -> Run<H> {
         let candidate = |guest: &inventory::Guest| Candidate {
             path: guest.path.clone(),
             name: guest.name().to_owned(),
         };
         // Whoever asks has seen opens succeed: without that nobody asks for a resume.
-        if self.phases.get(&mount) == Phase::Announced {
-            self.phases.set(&mount, Phase::OpensBack);
-        }
+        self.conclude(&mount, Phase::OpensBack);
         Run {
             hypervisor: self.hypervisor.clone(),
             guests: self.inventory.on(&mount).map(candidate).collect(),
@@ -505,6 +551,11 @@ impl<H: Hypervisor> Worker<H> {
             look_again: self.settings.look_again,
         }
     }
+}
+
+/// Whether an error speaks of one guest only, which may be gone, and libvirt answers otherwise.
+const fn concerns_one(error: &Error) -> bool {
+    matches!(error, Error::Refused { .. } | Error::BadXml { .. } | Error::BadAnswer { .. })
 }
 
 #[cfg(test)]
