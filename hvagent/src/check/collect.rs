@@ -16,8 +16,8 @@ use super::libvirt::{self, Virtual};
 use super::proc;
 use super::reach::{self, MIGRATION_PORTS};
 use super::report::{
-    Clock, HostReport, Known, Listening, Locks, Lockspace, Mount, MountPhase, OwnName, PoolReport,
-    Sanlock, Services, Transport, VERSION, millis,
+    Clock, Guest, HostReport, Known, Listening, Locks, Lockspace, Mount, MountPhase, OwnName,
+    PoolReport, Sanlock, Services, Transport, VERSION, millis,
 };
 use crate::core::finding::Finding;
 use crate::libvirt::bridge::{Bridge, PoolView};
@@ -246,11 +246,15 @@ fn listening(from: &Sources) -> Result<Listening, String> {
 }
 
 /// Lock manager, lockspaces, and what is wrong with them.
-async fn locks(from: &Sources, guests: &Known<Vec<super::report::Guest>>) -> Locks {
+async fn locks(from: &Sources, guests: &Known<Vec<Guest>>) -> Locks {
     let manager = from.settings("etc/libvirt/qemu.conf");
     let manager = manager.map(|s| s.get("lock_manager").map(str::to_owned));
     let in_use = matches!(&manager, Ok(Some(name)) if name == "sanlock");
-    let needed = if in_use { needed(from, guests) } else { Vec::new() };
+    let (manager, needed) = match in_use.then(|| needed(from, guests)) {
+        Some(Ok(needed)) => (manager, needed),
+        Some(Err(error)) => (Err(error), Vec::new()),
+        None => (manager, Vec::new()),
+    };
     let expected = Expected { lockspaces: needed.clone(), in_use, stall: from.stall };
     let client = from.sanlock.clone();
     let ask = tokio::task::spawn_blocking(move || survey(&client, &expected));
@@ -265,14 +269,14 @@ async fn locks(from: &Sources, guests: &Known<Vec<super::report::Guest>>) -> Loc
 }
 
 /// libvirt's own lockspace, and those that guests name.
-fn needed(from: &Sources, guests: &Known<Vec<super::report::Guest>>) -> Vec<String> {
-    let settings = from.settings("etc/libvirt/qemu-sanlock.conf").unwrap_or_default();
+fn needed(from: &Sources, guests: &Known<Vec<Guest>>) -> Result<Vec<String>, Unreadable> {
+    let settings = from.settings("etc/libvirt/qemu-sanlock.conf")?;
     let automatic = settings.number::<u8>("auto_disk_leases") == Some(1);
     let mut needed: Vec<_> = automatic.then(|| OF_LIBVIRT.to_owned()).into_iter().collect();
     needed.extend(guests.each().flat_map(|guest| &guest.lockspaces).cloned());
     needed.sort_unstable();
     needed.dedup();
-    needed
+    Ok(needed)
 }
 
 /// Blocks, each question for the client's limit at most.

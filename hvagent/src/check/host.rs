@@ -172,6 +172,7 @@ fn pool_source(host: &HostReport, pool: &PoolReport) -> Option<Finding> {
     let wanted = pool.definition.mount_source()?;
     let mounted = pool.mounted.get()?.as_ref()?;
     let mount = pool.definition.target.as_ref().and_then(|target| host.mount(bare(target)));
+    let mount = mount.filter(|mount| is_same_source(&mount.source(), mounted));
     if is_same_source(&wanted, mounted) || mount.is_some_and(|mount| is_by_address(pool, mount)) {
         return None;
     }

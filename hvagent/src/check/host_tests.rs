@@ -99,13 +99,22 @@ const TABLE: &[(Spoil, &str, Severity, &str, &str)] = &[
 
 #[test]
 fn each_fault_has_its_finding_with_evidence_and_remedy() {
+    let mut wrong = Vec::new();
     for (spoil, code, severity, evidence, remedy) in TABLE {
         let found = spoiled(*spoil);
-        let codes: Vec<_> = found.iter().map(|f| (f.code.as_str(), f.severity)).collect();
-        assert_eq!(codes, [(*code, *severity)], "{found:#?}");
-        assert!(found[0].evidence.contains(evidence), "{}", found[0].evidence);
-        assert!(found[0].remedy.contains(remedy), "{}", found[0].remedy);
+        let fits = match found.as_slice() {
+            [f] => {
+                (f.code.as_str(), f.severity) == (*code, *severity)
+                    && f.evidence.contains(evidence)
+                    && f.remedy.contains(remedy)
+            }
+            _ => false,
+        };
+        if !fits {
+            wrong.push((code, found));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

@@ -60,7 +60,10 @@ fn a_guest_that_can_migrate_gives_nothing() {
 /// Spoil, code, severity, a part of the evidence, a part of the remedy.
 #[rustfmt::skip]
 const TABLE: &[(Spoil, &str, Severity, &str, &str)] = &[
-    (|l| l.age = Duration::from_secs(181), "target-report-old", Error, "181 s old", "systemctl restart hvagent"),
+    (|l| {
+        l.age = Duration::from_secs(181);
+        l.there.clock.unix_ns -= 181_000_000_000;
+    }, "target-report-old", Error, "181 s old", "systemctl restart hvagent"),
     (|l| l.their_clock(Duration::from_millis(600)), "clock-skew", Warning, "0.6 s ahead", "`timedatectl set-ntp true`"),
     (|l| l.there.clock.unix_ns -= 6_000_000_000, "clock-skew", Error, "6.0 s behind", "chronyc makestep"),
     (|l| known(&mut l.here.guests).clear(), "guest-missing", Error, "no running guest", "`virsh list --all`"),
@@ -141,15 +144,24 @@ const TABLE: &[(Spoil, &str, Severity, &str, &str)] = &[
 
 #[test]
 fn each_obstacle_has_its_finding_with_evidence_and_remedy() {
+    let mut wrong = Vec::new();
     for (spoil, code, severity, evidence, remedy) in TABLE {
         let mut lab = lab();
         spoil(&mut lab);
         let found = judged(&lab);
-        let codes: Vec<_> = found.iter().map(|f| (f.code.as_str(), f.severity)).collect();
-        assert_eq!(codes, [(*code, *severity)], "{found:#?}");
-        assert!(found[0].evidence.contains(evidence), "{}", found[0].evidence);
-        assert!(found[0].remedy.contains(remedy), "{}", found[0].remedy);
+        let fits = match found.as_slice() {
+            [f] => {
+                (f.code.as_str(), f.severity) == (*code, *severity)
+                    && f.evidence.contains(evidence)
+                    && f.remedy.contains(remedy)
+            }
+            _ => false,
+        };
+        if !fits {
+            wrong.push((code, found));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]

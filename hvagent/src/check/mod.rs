@@ -10,6 +10,7 @@ pub mod collect;
 pub mod conf;
 mod fit;
 pub mod host;
+mod leases;
 mod libvirt;
 pub mod migrate;
 pub mod proc;

@@ -54,8 +54,9 @@ pub fn available_memory(table: &str) -> Option<u64> {
 /// What is mounted at a point, whatever its type: the last of several hides the others.
 #[must_use]
 pub fn mounted_at(mountinfo: &[u8], point: &str) -> Option<String> {
-    let lines = mountinfo.split(|byte| *byte == b'\n');
-    lines.filter_map(any_mount).filter(|(at, _)| at == point).map(|(_, source)| source).last()
+    let lines = mountinfo.rsplit(|byte| *byte == b'\n');
+    let mut mounts = lines.filter_map(any_mount);
+    mounts.find(|(at, _)| at == point).map(|(_, source)| source)
 }
 
 fn any_mount(line: &[u8]) -> Option<(String, String)> {
