@@ -160,7 +160,9 @@ mod tests {
     #[tokio::test]
     async fn rubbish_is_refused_and_nothing_breaks() {
         let (_dir, path) = agent().await;
-        for rubbish in ["\n", "{}\n", "{\"ask\":\"reboot\"}\n", "{\"ask\":\"hook\"}\n", "\u{0}\u{7}\n"] {
+        for rubbish in
+            ["\n", "{}\n", "{\"ask\":\"reboot\"}\n", "{\"ask\":\"hook\"}\n", "\u{0}\u{7}\n"]
+        {
             let answer = said(&path, rubbish.as_bytes()).await;
             assert!(answer.starts_with("{\"error\":"), "{rubbish:?} {answer:?}");
         }

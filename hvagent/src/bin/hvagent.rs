@@ -22,7 +22,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the agent, until it is told to end.
-    #[command(after_help = "Exit codes: 0 ended as asked, 1 could not run, 2 configuration refused.")]
+    #[command(
+        after_help = "Exit codes: 0 ended as asked, 1 could not run, 2 configuration refused."
+    )]
     Run {
         /// Configuration file.
         #[arg(long, default_value = config::FILE)]

@@ -67,7 +67,9 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     let (line, status) = match asked(&args.socket, &Question::Status) {
         Ok(line) => match serde_json::from_str::<Status>(&line) {
             Ok(status) => (line, status),
-            Err(error) => return no_agent(&args.socket, &format!("it answers in other words: {error}")),
+            Err(error) => {
+                return no_agent(&args.socket, &format!("it answers in other words: {error}"));
+            }
         },
         Err(error) => return no_agent(&args.socket, &error.to_string()),
     };
@@ -121,7 +123,8 @@ fn code(status: &Status) -> u8 {
 }
 
 fn text(status: &Status) -> String {
-    let mut out = format!("{}  hvagent {}  up {}\n", status.host, status.version, seconds(status.up_s));
+    let mut out =
+        format!("{}  hvagent {}  up {}\n", status.host, status.version, seconds(status.up_s));
     for nasd in &status.nasds {
         let how = match &nasd.down {
             None => "answers".to_owned(),

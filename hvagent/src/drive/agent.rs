@@ -91,7 +91,8 @@ impl Agent {
     #[must_use]
     pub fn new(now: Now, settings: Settings) -> Self {
         let down = Err("not connected yet".to_owned());
-        let node = |n: &crate::config::Nasd| (n.name.clone(), Node { since: now, up: down.clone() });
+        let node =
+            |n: &crate::config::Nasd| (n.name.clone(), Node { since: now, up: down.clone() });
         let mut agent = Self {
             nodes: settings.config.nasd.iter().map(node).collect(),
             leases: Leases::new(settings.config.lockspaces.clone()),
@@ -205,7 +206,8 @@ impl Agent {
                     || self.service_of(looked.mount.address()).as_ref() != Some(&track.service)
             }
         };
-        let lost: Vec<_> = self.tracks.values().filter(|t| lost(t)).map(|t| t.point.clone()).collect();
+        let lost: Vec<_> =
+            self.tracks.values().filter(|t| lost(t)).map(|t| t.point.clone()).collect();
         for point in lost {
             let Some(track) = self.tracks.remove(&point) else { continue };
             tracing::info!(mount = %point.display(), service = track.service, "mount is gone");
@@ -257,8 +259,10 @@ impl Agent {
 
     fn kernel(&mut self, now: Now, event: &kmsg::Event) {
         let kmsg::Event::LostLocks { server, count } = event else { return };
-        let words = format!("{count} locks were lost at {server}: what held them gets I/O errors \
-                             until its guest is migrated or restarted");
+        let words = format!(
+            "{count} locks were lost at {server}: what held them gets I/O errors \
+                             until its guest is migrated or restarted"
+        );
         tracing::error!(server, count, "locks were lost");
         for track in self.tracks.values_mut().filter(|t| t.server == *server) {
             track.lost_locks.push((now, words.clone()));

@@ -11,8 +11,8 @@ use zbus::{Connection, OwnedObjectPath};
 
 use crate::guests::hypervisor::Hypervisor;
 use crate::guests::inventory::Told;
-use crate::libvirt::bridge::{Bridge, Limits};
 use crate::libvirt::breaker::Policy;
+use crate::libvirt::bridge::{Bridge, Limits};
 use crate::libvirt::job::Job;
 use crate::libvirt::state::DomainState;
 use crate::libvirt::{Error, Result};

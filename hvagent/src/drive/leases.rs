@@ -109,8 +109,10 @@ impl Leases {
         match lease.outlook(outage, now) {
             Outlook::Survives { .. } => None,
             Outlook::AfterRenewal { wait } => {
-                let words = format!("the lease in {name} has {margin} s left, less than the move \
-                                     may last; after its next renewal it suffices");
+                let words = format!(
+                    "the lease in {name} has {margin} s left, less than the move \
+                                     may last; after its next renewal it suffices"
+                );
                 Some((words, Some(wait)))
             }
             Outlook::RunningOut => Some((
@@ -119,8 +121,10 @@ impl Leases {
             )),
             Outlook::Lost { needed_io_timeout } => {
                 let outage = outage.as_secs();
-                let words = format!("a stall of {outage} s would cost the guests of {name} their \
-                                     lease; io_timeout {needed_io_timeout} would survive it");
+                let words = format!(
+                    "a stall of {outage} s would cost the guests of {name} their \
+                                     lease; io_timeout {needed_io_timeout} would survive it"
+                );
                 Some((words, None))
             }
         }

@@ -80,7 +80,10 @@ fn late(what: &str, mount: &Path) {
 }
 
 fn silent() -> String {
-    format!("libvirt did not answer within {} s: the state of the guests is unknown", LOOK.as_secs())
+    format!(
+        "libvirt did not answer within {} s: the state of the guests is unknown",
+        LOOK.as_secs()
+    )
 }
 
 fn unknown() -> Readiness {

@@ -55,12 +55,14 @@ impl Reporter {
             name: name.clone(),
             addresses: addresses.clone(),
         };
-        let node = |n: &config::Nasd| Named { name: n.name.clone(), addresses: vec![n.address.ip()] };
+        let node =
+            |n: &config::Nasd| Named { name: n.name.clone(), addresses: vec![n.address.ip()] };
         let services = Services {
             floating: self.services.borrow().iter().map(named).collect(),
             nodes: self.nasd.iter().map(node).collect(),
         };
-        let phase = |m: &v1::MountState| MountPhase { mount: m.mount.clone(), phase: m.phase.clone() };
+        let phase =
+            |m: &v1::MountState| MountPhase { mount: m.mount.clone(), phase: m.phase.clone() };
         let phases = self.state.borrow().mounts.iter().map(phase).collect();
         let sources = Sources::of_this_host(services, Known::Known(phases)).await;
         collect(&sources).await

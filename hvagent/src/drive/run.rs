@@ -51,11 +51,7 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self {
-            socket: crate::api::SOCKET.into(),
-            kept: kept::FILE.into(),
-            files: Files::default(),
-        }
+        Self { socket: crate::api::SOCKET.into(), kept: kept::FILE.into(), files: Files::default() }
     }
 }
 

@@ -83,9 +83,12 @@ pub fn kernel(ears: Ears) -> std::io::Result<()> {
             Ok(()) => return,
             Err(error) => error,
         };
-        tell(&ears, Input::KernelUnheard(format!(
-            "the kernel's log cannot be read ({why}): lost locks would not be seen; run the agent as root"
-        )));
+        tell(
+            &ears,
+            Input::KernelUnheard(format!(
+                "the kernel's log cannot be read ({why}): lost locks would not be seen; run the agent as root"
+            )),
+        );
     })
 }
 
@@ -106,7 +109,8 @@ fn listen(ears: &Ears) -> std::io::Result<()> {
         let Ok(record) = kmsg::record(buffer.get(..read).unwrap_or_default()) else { continue };
         let lost = sequence.take(record.sequence);
         let gap = (lost > 0).then(|| {
-            let words = format!("{lost} lines of the kernel's log were lost: look for lost locks there");
+            let words =
+                format!("{lost} lines of the kernel's log were lost: look for lost locks there");
             Input::KernelUnheard(words)
         });
         let event = kmsg::event(&record).map(Input::Kernel);

@@ -85,7 +85,9 @@ impl Agent {
         for (service, one) in moves.all_waiting() {
             let Some(readiness) = self.readiness(now, service, one) else { continue };
             let told = one.answered.as_ref();
-            if told.is_none_or(|told| told.ready != readiness.ready || told.reasons != readiness.reasons) {
+            if told.is_none_or(|told| {
+                told.ready != readiness.ready || told.reasons != readiness.reasons
+            }) {
                 one.answered = Some(readiness.clone());
                 self.out.push(Output::Tell(Said::Readiness(readiness)));
             }
@@ -207,7 +209,15 @@ fn services(welcome: v1::Welcome) -> Services {
 pub(super) fn differs(a: &v1::AgentState, b: &v1::AgentState) -> bool {
     let still = |m: &v1::MountState| {
         let wrong = !m.problems.is_empty();
-        (m.mount.clone(), m.service.clone(), m.phase.clone(), m.move_id, m.guests, m.migrations, wrong)
+        (
+            m.mount.clone(),
+            m.service.clone(),
+            m.phase.clone(),
+            m.move_id,
+            m.guests,
+            m.migrations,
+            wrong,
+        )
     };
     !a.mounts.iter().map(still).eq(b.mounts.iter().map(still))
 }

@@ -32,7 +32,9 @@ pub enum DialError {
         source: io::Error,
     },
     /// Keys that are none.
-    #[error("the keys of [peer] cannot be used ({0}); they must be PEM, and the key that of the certificate")]
+    #[error(
+        "the keys of [peer] cannot be used ({0}); they must be PEM, and the key that of the certificate"
+    )]
     Tls(String),
 }
 
