@@ -54,6 +54,8 @@ pub struct Settings {
     pub longest_hold: Duration,
     /// Between a resume and the look whether the guest still runs.
     pub look_again: Duration,
+    /// A verification tells what it knows by then; resumes go on. Less than the caller waits.
+    pub verify: Duration,
     /// After the start, before limits left by an earlier agent are restored: nasd may announce the
     /// move anew that they were made for.
     pub settle: Duration,
@@ -79,6 +81,7 @@ impl Default for Settings {
             lease_safety: seconds(5),
             longest_hold: Timing::default().longest_hold,
             look_again: seconds(5),
+            verify: seconds(7),
             settle: seconds(5),
             limits: limits::FILE.into(),
             places: Places::default(),
@@ -526,9 +529,14 @@ impl<H: Hypervisor> Worker<H> {
             self.refresh(now).await;
         }
         let doubt = self.inventory.doubt_about(&mount, now);
-        let run = self.run(mount);
+        let (run, limit) = (tokio::spawn(self.run(mount).go()), self.settings.verify);
         tokio::spawn(async move {
-            let mut problems = run.go().await;
+            let mut problems = match tokio::time::timeout(limit, run).await {
+                Ok(Ok(problems)) => problems,
+                _ => vec![
+                    "guests paused by errors of their disks are still being resumed".to_owned(),
+                ],
+            };
             problems.extend(doubt);
             let _ = answer.send(problems);
         });

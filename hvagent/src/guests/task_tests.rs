@@ -426,6 +426,16 @@ async fn a_guest_that_is_paused_again_is_tried_three_times() {
 }
 
 #[tokio::test]
+async fn s10_a_verification_does_not_wait_for_all_resumes() {
+    let mut lab = lab(vec![("a", paused("a", 5))]).await;
+    lab.phase(Phase::OpensBack).await;
+    lab.worker.settings.look_again = Duration::from_secs(60);
+    lab.worker.settings.verify = Duration::from_millis(200);
+    assert!(lab.verify(5).await[0].contains("still being resumed"));
+    assert_eq!(lab.resumed(), ["a"]);
+}
+
+#[tokio::test]
 async fn a_guest_s_stall_is_measured_from_its_process() {
     let mut lab = lab(vec![("a", at_rest("a"))]).await;
     let seen = |ms: u64, bytes: u64| {
