@@ -296,7 +296,11 @@ pub(super) fn hosts_line(host: &HostReport) -> String {
     let address = host.own_name.addresses.each().next();
     let address = address.map_or_else(|| "ADDRESS".to_owned(), ToString::to_string);
     let name = &host.host;
-    format!("`sed -i '/[[:space:]]{name}\\b/d' /etc/hosts; echo '{address} {name}' >> /etc/hosts`")
+    // The name is taken out of its lines, whose other names (localhost!) stay.
+    format!(
+        "`sed -i -E 's/[[:space:]]{name}([[:space:]]|$)/\\1/g' /etc/hosts; echo '{address} {name}' >> \
+         /etc/hosts`"
+    )
 }
 
 fn clock(host: &HostReport) -> Option<Finding> {

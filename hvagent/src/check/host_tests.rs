@@ -158,3 +158,10 @@ fn disks_off_nfs_and_read_only_ones_are_left_alone() {
     disk_of(&mut host).paths[0].on = None;
     assert_eq!(judge_host(&host), []);
 }
+
+#[test]
+fn the_remedy_for_a_name_spares_the_other_names_of_its_line() {
+    let line = hosts_line(&samples::host("hv1"));
+    let expected = r"`sed -i -E 's/[[:space:]]hv1([[:space:]]|$)/\1/g' /etc/hosts; echo '192.0.2.11 hv1' >> /etc/hosts`";
+    assert_eq!(line, expected);
+}
