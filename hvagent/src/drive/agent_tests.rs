@@ -241,7 +241,7 @@ fn a_planned_move_goes_through_all_its_phases() {
     host.run(100);
     host.news("nas2", 7, Move::Opened);
     host.run(500);
-    let all = ["", "normal", "announced", "moving", "io-back", "opens-back", "verified", "normal"];
+    let all = ["normal", "announced", "moving", "io-back", "opens-back", "verified", "normal"];
     assert_eq!(host.phases, all);
     assert_eq!(host.stalls(), [(7, String::new(), 800), (7, "vm1".into(), 800)]);
     assert!(!host.inhibited && host.pace == Pace::Rest);
