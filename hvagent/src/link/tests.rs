@@ -117,7 +117,7 @@ async fn hello_comes_first_then_state_and_what_is_said_once() {
         .await
         .unwrap();
     let mut seen = (false, 0);
-    while seen.0 == false || seen.1 < 3 {
+    while !seen.0 || seen.1 < 3 {
         match next(&mut pair.heard).await {
             Kind::Readiness(r) => seen.0 = r.move_id == 7,
             Kind::State(s) => seen.1 += s.mounts.len(),
