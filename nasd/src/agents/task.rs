@@ -256,7 +256,7 @@ impl Task {
             }
             Command::Abort(service, reply) => drop(reply.send(self.abort(&service))),
             Command::Moving { service, epoch, reply } => {
-                drop(reply.send(self.book.moving(now, unix_s(), &service, epoch)));
+                let _ = reply.send(self.book.moving(now, unix_s(), &service, epoch));
             }
             Command::Stalls { service, until, reply } => self.stalls.push((service, until, reply)),
             Command::Status(reply) => drop(reply.send(self.book.status(now))),

@@ -91,23 +91,32 @@ pub(crate) mod testing {
 
     /// An authority, and a node's certificate that is good for a name and for loopback addresses.
     pub(crate) fn keys(dir: &Path, name: &str) -> TlsPaths {
+        keys_of_all(dir, &[name]).remove(0)
+    }
+
+    /// One authority, and a certificate for each name.
+    pub(crate) fn keys_of_all(dir: &Path, names: &[&str]) -> Vec<TlsPaths> {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let ca = params.self_signed(&key).unwrap().pem();
         let issuer = rcgen::Issuer::new(params, key);
-        let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
-        let key = rcgen::KeyPair::generate().unwrap();
-        let node = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let write = |file: &str, text: String| {
+        let write = |file: String, text: String| {
             let path = dir.join(file);
             std::fs::write(&path, text).unwrap();
             path
         };
-        TlsPaths {
-            ca: write("ca.pem", ca),
-            cert: write("node.pem", node.pem()),
-            key: write("node.key", key.serialize_pem()),
-        }
+        let one = |name: &&str| {
+            let all = vec![(*name).to_owned(), "127.0.0.1".to_owned()];
+            let key = rcgen::KeyPair::generate().unwrap();
+            let node =
+                rcgen::CertificateParams::new(all).unwrap().signed_by(&key, &issuer).unwrap();
+            TlsPaths {
+                ca: write("ca.pem".into(), ca.clone()),
+                cert: write(format!("{name}.pem"), node.pem()),
+                key: write(format!("{name}.key"), key.serialize_pem()),
+            }
+        };
+        names.iter().map(one).collect()
     }
 }
