@@ -46,6 +46,9 @@ use crate::peer::tls::{self, TlsError};
 /// Where nasd keeps what must survive a reboot.
 pub const STATE_DIR: &str = "/var/lib/nasd";
 
+/// Calls of one connection at a time: the peer has a few, an agent two.
+const STREAMS: u32 = 128;
+
 /// Between two attempts to listen on the second path.
 const SECOND_PATH: Duration = Duration::from_secs(5);
 
@@ -354,7 +357,8 @@ fn peer_router(config: &Config, services: &Services) -> Result<Router, StartErro
         nodes: [services.me.0.clone(), services.peer.0.clone()],
         greeting: greeting(services.clone()),
     };
-    let mut server = Server::builder().tls_config(tls::server(&config.peer)?)?.tcp_nodelay(true);
+    let server = Server::builder().tls_config(tls::server(&config.peer)?)?.tcp_nodelay(true);
+    let mut server = server.max_concurrent_streams(Some(STREAMS));
     Ok(server.add_service(service).add_service(agents.served()))
 }
 

@@ -306,6 +306,9 @@ impl ServiceTask {
             self.tally.silent_before = Duration::ZERO;
             self.tally.silent_since = None;
         }
+        if let Event::Started(left) = event {
+            self.tally.adopted = left.all_mounted && left.serving_threads && left.addressed;
+        }
         if let Event::TakeOver { .. } = event
             && self.machine.stage().name() != "taking-over"
         {

@@ -36,6 +36,8 @@ pub(super) struct Tally {
     pub(super) opened: Option<u64>,
     /// The takeover that runs, or ran last, has cut DRBD's connection.
     pub(super) cut: bool,
+    /// The server ran when nasd started, and nothing else was heard since.
+    pub(super) adopted: bool,
     /// An operator's emergency start goes on.
     emergency: bool,
 }
@@ -68,7 +70,6 @@ impl ServiceTask {
         self.remember_move(&me, &peer, result);
         self.note("move", result.as_str_name(), &outcome.message);
         if result == MoveResult::Moved {
-            self.hands.agents.say(&self.hands.service.name, Said::Gone);
             self.wait_for_clients(outcome);
         } else {
             self.hands.timeline.outcome(outcome);
@@ -234,9 +235,14 @@ impl ServiceTask {
         }
         let service = &self.hands.service.name;
         let epoch = self.machine.record().map_or(0, |r| r.epoch);
-        if let Some(said) = news(before, stage, epoch) {
+        // What ran before nasd started was never cut: agents have nothing to look at.
+        let adopted = std::mem::take(&mut self.tally.adopted);
+        if let Some(said) = news(before, stage, epoch).filter(|_| !(adopted && stage == "serving"))
+        {
             self.hands.agents.say(service, said);
         }
+        // On the way to serving through the stages of a start it is still the same server.
+        self.tally.adopted = adopted && matches!(stage, "waiting" | "opening");
         let problem = self.machine.problem().unwrap_or_default();
         tracing::info!(service, from = before, to = stage, problem, "stage");
         if matches!(stage, "taking-over" | "serving") || before == "serving" {
@@ -252,6 +258,8 @@ fn news(before: &str, now: &str, epoch: u64) -> Option<Said> {
         ("preparing", "cutting") => Some(Said::Cut { epoch }),
         ("preparing", _) => Some(Said::Withdrawn { epoch }),
         (_, "serving") => Some(Said::Opened { epoch }),
+        // What this node serves next is another move.
+        ("handed-over" | "closing", "standby") => Some(Said::Gone),
         _ => None,
     }
 }
@@ -281,6 +289,7 @@ mod tests {
             assert_eq!(news(opening, "serving", 8), Some(Said::Opened { epoch: 8 }), "{opening}");
         }
         assert_eq!(news("cutting", "handed-over", 7), None);
+        assert_eq!(news("handed-over", "standby", 7), Some(Said::Gone));
     }
 
     #[test]
