@@ -2,6 +2,7 @@
 //!
 //! `core` decides (pure), `drive` acts, `io` is the child that alone touches a volume (S9).
 
+pub mod agents;
 pub mod api;
 pub mod cli;
 pub mod config;

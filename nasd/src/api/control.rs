@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{CoordinatorStatus, NodeStatus, PeerStatus};
+use crate::agents::Agents;
 use crate::core::record::{NodeName, Phase};
 use crate::drive::moves::{self, DEFAULT_TIMEOUT};
 use crate::drive::task::Command;
@@ -32,6 +33,10 @@ pub struct Services {
     pub peer: NodeName,
     /// Calls to it.
     pub link: Link,
+    /// The agents on hypervisors.
+    pub agents: Agents,
+    /// How long planned moves wait for them by default.
+    pub agents_wait: Duration,
     /// `etcd` or `file`.
     pub coordinator_kind: &'static str,
     /// Start of nasd.
@@ -55,12 +60,14 @@ impl Services {
     /// This node's status document.
     pub async fn status_here(&self) -> NodeStatus {
         let mut services = Vec::new();
+        let mut hypervisors = self.agents.status().await.unwrap_or_default();
         for entry in self.by_name.values() {
             let (tx, rx) = tokio::sync::oneshot::channel();
             if entry.handle.send(Command::Status(tx)).await.is_ok()
                 && let Ok(Ok(mut status)) = tokio::time::timeout(Duration::from_secs(4), rx).await
             {
                 status.hold = status.record.as_ref().and_then(|r| r.hold.clone());
+                status.hypervisors = hypervisors.remove(&status.service);
                 services.push(status);
             }
         }
@@ -109,7 +116,12 @@ impl Services {
             0 => DEFAULT_TIMEOUT,
             ms => Duration::from_millis(u64::from(ms)),
         };
-        let wanted = moves::Request { to, dry_run: request.dry_run, timeout };
+        let wait = match request.wait_ms {
+            0 => self.agents_wait,
+            ms => Duration::from_millis(u64::from(ms)),
+        };
+        let (dry_run, force) = (request.dry_run, request.force);
+        let wanted = moves::Request { to, dry_run, timeout, force, wait };
         let (listener, events) = mpsc::channel(256);
         let sent = entry.handle.send(Command::Switchover(wanted, listener)).await;
         sent.map_err(|_| Status::unavailable("the service's task has ended"))?;

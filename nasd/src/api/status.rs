@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agents::status::Hypervisors;
 use crate::core::record::{DataUuid, Record};
 
 /// One node's view, as it stands.
@@ -101,6 +102,9 @@ pub struct ServiceStatus {
     /// Why this node is not fit to serve; absent: it is, as far as it knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<String>,
+    /// Hypervisors that have the service mounted, and what the last move cost them; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisors: Option<Hypervisors>,
     /// DRBD's current generation of each volume on this node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data_uuid: BTreeMap<u16, DataUuid>,

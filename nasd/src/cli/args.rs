@@ -16,11 +16,19 @@ EXAMPLES
   nasctl status vms             one service
   nasctl status --json | jq -r '.nodes[].services[] | \"\\(.service) \\(.stage)\"'
 
---json prints one object: {\"nodes\": [node, …], \"unreachable\": [{\"node\", \"reason\"}, …]}.";
+--json prints one object: {\"nodes\": [node, …], \"unreachable\": [{\"node\", \"reason\"}, …]}. Each service of a
+node has under \"hypervisors\" what that node hears of the agents:
+  hosts   host, attached, heard_ms, version, mounts [{mount, phase, move_id, margin_ms, guests, migrations,
+          problems}]. margin_ms: the stall after which a guest loses its lease; absent: no leases
+  stalls  of the last move: host, move_id, mount, guest (absent: the whole mount), stall_ms, ended_unix_ms";
 
 const SWITCHOVER_HELP: &str = "\
 nasd carries the move out; nasctl only watches. Ctrl-C or a lost connection undoes nothing: look
 with `nasctl status`, or go back with --abort while the old owner still holds the volume.
+
+Before anything is changed, the agents (hvagent) of hypervisors that have the service mounted are told of the
+move and must be ready; the wait for them ends after --wait. Without agents nothing is waited for. A dry run
+announces nothing and tells what they said last.
 
 EXIT CODES
   0  moved (with --dry-run: would move; with --abort: aborted)
@@ -35,6 +43,8 @@ EXAMPLES
   nasctl switchover vms                 to the other node
   nasctl switchover vms --to nas2       to nas2
   nasctl switchover vms --timeout 30    give up, and roll back, after 30 s
+  nasctl switchover vms --wait 60       give the hypervisors' migrations a minute to end
+  nasctl switchover vms --force         move though a hypervisor is not ready: its guests may lose more
   nasctl switchover vms --abort         abort the move that is under way
   nasctl switchover vms --json | tail -n 1 | jq .result
 
@@ -42,7 +52,8 @@ EXAMPLES
   preflight  service, from, to, findings [{code, refuses, evidence, remedy}], predicted_stall_ms
   step       node, name, started_unix_us, done, took_us, detail
   outcome    result, message, owner, epoch, silent_us, clients [{client, stall_us, reclaimed}],
-             exit_code. Always the last line. result: moved, dry-run, refused, rolled-back, failed,
+             stalls [{host, move_id, mount, guest, stall_ms, ended_unix_ms}], exit_code. stalls: as told by
+             hypervisors within 3 s of the move, guest absent: the whole mount. Always the last line. result: moved, dry-run, refused, rolled-back, failed,
              unknown, unreachable, aborted or not-aborted.";
 
 const TAKEOVER_HELP: &str = "\
@@ -178,8 +189,14 @@ pub struct SwitchoverArgs {
     /// Seconds after which nasd gives the move up (0.1 to 3600, nasd's default if not given)
     #[arg(long, value_name = "S", value_parser = parse_timeout)]
     pub timeout: Option<u32>,
+    /// Move though a hypervisor is not ready or does not answer
+    #[arg(long)]
+    pub force: bool,
+    /// Seconds to wait until all hypervisors are ready (0.1 to 3600, as configured if not given)
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    pub wait: Option<u32>,
     /// Abort the move of this service that is under way
-    #[arg(long, conflicts_with_all = ["to", "dry_run", "timeout"])]
+    #[arg(long, conflicts_with_all = ["to", "dry_run", "timeout", "force", "wait"])]
     pub abort: bool,
     /// Print one JSON object per line
     #[arg(long)]
@@ -288,6 +305,16 @@ mod tests {
         let Command::SplitBrain(args) = cli.command else { panic!("not parsed") };
         assert!(!args.discard_mine);
         assert_eq!(args.confirm.confirm.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn an_abort_takes_no_terms_of_a_move() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from([&["nasctl", "switchover", "vms"], args].concat());
+        assert!(parse(&["--force", "--wait", "2.5", "--dry-run"]).is_ok());
+        for bad in [&["--abort", "--force"][..], &["--abort", "--wait", "3"], &["--wait", "0"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

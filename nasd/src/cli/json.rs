@@ -7,6 +7,7 @@ use nasd_proto::{Outcome, Preflight, StatusReply, Step};
 use serde_json::{Value, json};
 
 use super::moves::Ending;
+use crate::agents::status::stall;
 
 /// `{"event":"preflight", …}`.
 #[must_use]
@@ -37,6 +38,7 @@ pub fn outcome(o: &Outcome, ending: Ending) -> Value {
         "owner": (!o.owner.is_empty()).then_some(&o.owner), "epoch": o.epoch,
         "silent_us": o.silent_us, "exit_code": ending.code(),
         "clients": o.clients.iter().map(client).collect::<Vec<_>>(),
+        "stalls": o.stalls.iter().map(stall).collect::<Vec<_>>(),
     })
 }
 
@@ -45,7 +47,7 @@ pub fn outcome(o: &Outcome, ending: Ending) -> Value {
 pub fn ended(ending: Ending, message: &str) -> Value {
     json!({
         "event": "outcome", "result": ending.name(), "message": message, "owner": null,
-        "epoch": null, "silent_us": null, "clients": [], "exit_code": ending.code(),
+        "epoch": null, "silent_us": null, "clients": [], "stalls": [], "exit_code": ending.code(),
     })
 }
 

@@ -9,6 +9,7 @@ pub mod args;
 pub mod client;
 pub mod confirm;
 pub mod history;
+mod hypervisors;
 pub mod json;
 pub mod moves;
 pub mod run;

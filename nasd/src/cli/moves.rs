@@ -6,7 +6,9 @@ use std::fmt::Write as _;
 use nasd_proto::outcome::Result as Wire;
 use nasd_proto::{Finding, Outcome, Preflight, Step};
 
+use super::hypervisors;
 use super::text::{Paint, clean, span_us, table};
+use crate::agents::status;
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +120,10 @@ pub fn preflight(p: &Preflight, paint: Paint) -> String {
         out.push_str(&told(finding, &paint.bad("refusal")));
     }
     for finding in &warnings {
-        out.push_str(&told(finding, &paint.warn("warning")));
+        // What needs no remedy is told, not warned of.
+        let kind =
+            if finding.remedy.is_empty() { "note".to_owned() } else { paint.warn("warning") };
+        out.push_str(&told(finding, &kind));
     }
     if p.findings.is_empty() {
         let _ = writeln!(out, "  {}", paint.good("nothing against it"));
@@ -215,6 +220,11 @@ pub fn outcome(o: &Outcome, ending: Ending, verb: Verb, service: &str, paint: Pa
     if !o.clients.is_empty() {
         out.push('\n');
         out.push_str(&stalls(o));
+    }
+    if !o.stalls.is_empty() {
+        let told: Vec<_> = o.stalls.iter().map(status::stall).collect();
+        out.push_str("\nmeasured on the hypervisors\n");
+        out.push_str(&hypervisors::stalls("  ", &told));
     }
     out
 }

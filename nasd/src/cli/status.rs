@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::hypervisors;
 use super::text::{Paint, clean, table};
 use crate::api::status::{DrbdStatus, NodeStatus, ServiceStatus};
 use crate::core::record::{Phase, Record};
@@ -79,6 +80,7 @@ fn service(name: &str, nodes: &[NodeStatus], paint: Paint) -> String {
     for (node, status) in &views {
         out.push_str(&last_move(node, status));
     }
+    out.push_str(&hypervisors::render(&views, paint));
     for (node, status) in &views {
         out.push_str(&problems(node, status, paint));
     }

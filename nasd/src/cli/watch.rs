@@ -19,6 +19,8 @@ use super::{json, moves};
 
 /// nasd's own limit for a move when `--timeout` is absent is below this.
 const MOVE_LIMIT: Duration = Duration::from_secs(300);
+/// The longest wait for hypervisors that can be configured, for when `--wait` is absent.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// What nasd may need beyond the move's limit to roll back and report.
 const MOVE_SLACK: Duration = Duration::from_secs(60);
 
@@ -76,6 +78,7 @@ async fn abort(cli: &Cli, args: &SwitchoverArgs, teller: &Teller<'_>) -> Ending 
 
 async fn begin_move(cli: &Cli, args: &SwitchoverArgs, teller: &mut Teller<'_>) -> Ending {
     let limit = args.timeout.map_or(MOVE_LIMIT, |ms| Duration::from_millis(ms.into()));
+    let limit = limit + args.wait.map_or(LONGEST_WAIT, |ms| Duration::from_millis(ms.into()));
     let mut client = match connect(&cli.socket).await {
         Ok(client) => client,
         Err(error) => return teller.end(Ending::Unreachable, &error.to_string()),
@@ -85,6 +88,8 @@ async fn begin_move(cli: &Cli, args: &SwitchoverArgs, teller: &mut Teller<'_>) -
         to: args.to.clone().unwrap_or_default(),
         dry_run: args.dry_run,
         timeout_ms: args.timeout.unwrap_or(0),
+        force: args.force,
+        wait_ms: args.wait.unwrap_or(0),
     };
     watch(client.switchover(request), limit, teller).await
 }

@@ -52,6 +52,10 @@ pub struct Config {
     /// The watchdog device behind the self-fence.
     #[serde(skip)]
     pub watchdog: Option<PathBuf>,
+    /// What planned moves ask of hypervisors.
+    // Left out of the digest when nothing is set: nodes may be upgraded one after the other.
+    #[serde(skip_serializing_if = "AgentsConfig::is_default")]
+    pub agents: AgentsConfig,
     /// The services, in the order of the file.
     pub services: Vec<ServiceConfig>,
     #[serde(skip)]
@@ -134,6 +138,28 @@ pub struct RightConfig {
     pub heartbeat: Duration,
     /// Kernel lifetime of the floating address; whole seconds.
     pub valid_lft: Duration,
+}
+
+/// What planned moves ask of hypervisors' agents (design section 7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AgentsConfig {
+    /// How long a planned move waits until all hypervisors are ready.
+    pub wait: Duration,
+    /// Hosts whose agents must be attached for a planned move.
+    pub required: Vec<String>,
+}
+
+impl Default for AgentsConfig {
+    /// A migration that is nearly done ends within 15 s; a longer one is better asked about.
+    fn default() -> Self {
+        Self { wait: Duration::from_secs(15), required: Vec::new() }
+    }
+}
+
+impl AgentsConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How a service gets its interface.

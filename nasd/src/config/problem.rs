@@ -206,6 +206,12 @@ pub enum Problem {
         /// The name.
         value: String,
     },
+    /// A NAS node among the hypervisors.
+    #[error("required names {value:?}, which is a NAS node: no agent attends under its name")]
+    NodeAsAgent {
+        /// The name.
+        value: String,
+    },
     /// The gateway cannot be reached from any of the service's addresses.
     #[error("{key} = {gateway} is not in the network of any of the service's addresses")]
     GatewayOutside {
@@ -284,6 +290,7 @@ impl Remedy for Problem {
             Self::ClientName { .. } => "config.clients.host_name",
             Self::HostBits { .. } => "config.clients.host_bits",
             Self::UnknownNode { .. } => "config.preferred",
+            Self::NodeAsAgent { .. } => "config.agents.required",
             Self::GatewayOutside { .. } => "config.gateway",
             Self::Nested { .. } => "config.export.nested",
             Self::Choice { .. } => "config.choice",
@@ -348,6 +355,7 @@ impl Remedy for Problem {
                 )
             }
             Self::UnknownNode { .. } => "use the name of a [[node]] table".into(),
+            Self::NodeAsAgent { .. } => "name hypervisors only".into(),
             Self::GatewayOutside { .. } => "correct the gateway or the prefix lengths".into(),
             Self::Nested { .. } => "export them side by side, as /vms and /iso".into(),
             Self::Choice { allowed, .. } => format!("use {allowed}"),

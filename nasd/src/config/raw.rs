@@ -22,6 +22,8 @@ pub struct Raw {
     #[serde(default)]
     pub control: Control,
     pub watchdog: Option<Watchdog>,
+    #[serde(default)]
+    pub agents: Agents,
     #[serde(default, rename = "service")]
     pub services: Vec<Service>,
 }
@@ -100,6 +102,14 @@ pub struct Right {
 #[serde(deny_unknown_fields)]
 pub struct Control {
     pub socket: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Agents {
+    pub wait: Option<Text>,
+    #[serde(default)]
+    pub required: Vec<Text>,
 }
 
 #[derive(Debug, Deserialize)]

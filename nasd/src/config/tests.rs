@@ -126,6 +126,17 @@ const BAD: &[(&str, &str, usize, &str)] = &[
         12,
         "fence parameter \"ip\"",
     ),
+    ("[control]", "[agents]\nwait = \"0s\"\n[control]", 18, "wait = 0s is outside 1s to 600s"),
+    ("[control]", "[agents]\nwait = \"15\"\n[control]", 18, "not a number followed by"),
+    ("[control]", "[agents]\nrequired = [\"nas2\"]\n[control]", 18, "which is a NAS node"),
+    ("[control]", "[agents]\nrequired = [\"h v\"]\n[control]", 18, "cannot be a hypervisor"),
+    (
+        "[control]",
+        "[agents]\nrequired = [\"hv1\",\n\"hv1\"]\n[control]",
+        19,
+        "hypervisor \"hv1\" is already used on line 18",
+    ),
+    ("[control]", "[agents]\nrequire = []\n[control]", 18, "unknown field `require`"),
     ("[control]", "[watchdog]\ndevice = \"watchdog0\"\n[control]", 18, "device"),
     (
         "[peer]",
@@ -304,4 +315,16 @@ fn watchdog_and_fence_agent_are_optional_and_their_secrets_stay_inside() {
     let value = |name: &str| agent.parameters[name].clone();
     assert_eq!((value("lanplus"), value("port")), ("1".to_owned(), "623".to_owned()));
     assert!(!format!("{config:?}").contains("secret"));
+}
+
+#[test]
+fn agents_are_optional_and_change_the_digest_only_when_set() {
+    assert_eq!(good().agents, AgentsConfig::default());
+    assert!(!serde_json::to_string(&good()).unwrap().contains("agents"));
+    let text =
+        changed("[control]", "[agents]\nwait = \"40s\"\nrequired = [\"hv2\", \"hv1\"]\n[control]");
+    let config = Config::parse("nasd.toml", &text).unwrap();
+    assert_eq!(config.agents.wait, Duration::from_secs(40));
+    assert_eq!(config.agents.required, ["hv1", "hv2"]);
+    assert_ne!(config.digest(), good().digest());
 }

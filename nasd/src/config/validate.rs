@@ -13,7 +13,9 @@ use super::problem::Problem;
 use super::raw::{self, Raw, Text};
 use super::refusal::{Origin, Refusal};
 use super::values::{Fsid, Mac, ValueError, duration, is_name, is_word};
-use super::{Config, CoordinatorConfig, FenceAgent, NodeConfig, RightConfig, TlsPaths};
+use super::{
+    AgentsConfig, Config, CoordinatorConfig, FenceAgent, NodeConfig, RightConfig, TlsPaths,
+};
 use crate::core::record::NodeName;
 
 /// Right: below 300 ms a scheduling hiccup closes the gate; above 10 s a failover is no failover.
@@ -28,6 +30,8 @@ pub(super) const LEASE: (Duration, Duration) = (Duration::from_secs(10), Duratio
 const DEADLINE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// A fence agent: below a second no power supply answers; above two minutes nobody waits for it.
 const FENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(120));
+/// Wait for hypervisors: below a second none could answer, above ten minutes nobody waits.
+const AGENTS_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// `sun_path` (108, `unix(7)`) less the terminating zero.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -80,6 +84,7 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
     let right = c.right(&raw.right);
     let control_socket = c.socket(raw.control.socket.as_ref());
     let watchdog = raw.watchdog.as_ref().map(|w| c.path("device", &w.device));
+    let agents = c.agents(&raw.agents, &nodes);
     let context = Context { cluster: &cluster, nodes: &nodes };
     let services = raw.services.iter().map(|s| c.service(s, &context, &mut unique)).collect();
     c.endpoints_apart(&raw.cluster.coordinator, &unique.floating);
@@ -94,6 +99,7 @@ pub(super) fn validate(raw: Raw, origin: &Origin) -> Result<Config, Vec<Refusal<
                 right,
                 control_socket,
                 watchdog,
+                agents,
                 services,
                 origin,
             })
@@ -237,6 +243,23 @@ impl Checker<'_> {
             self.refuse(at(&raw.valid_lft), Problem::LifetimeBelowTtl { valid_lft, ttl });
         }
         RightConfig { ttl, heartbeat, valid_lft }
+    }
+
+    fn agents(&mut self, raw: &raw::Agents, nodes: &[NodeConfig]) -> AgentsConfig {
+        let default = AgentsConfig::default();
+        let wait = self.time("wait", raw.wait.as_ref(), AGENTS_WAIT, default.wait);
+        let mut seen = Seen::new("hypervisor");
+        let mut required = Vec::new();
+        for text in &raw.required {
+            let host = self.name("hypervisor", text, is_word, WORD_RULE);
+            self.once(&mut seen, host.clone(), text.span());
+            if nodes.iter().any(|n| n.name.0 == host) {
+                self.refuse(text.span(), Problem::NodeAsAgent { value: host.clone() });
+            }
+            required.push(host);
+        }
+        required.sort();
+        AgentsConfig { wait, required }
     }
 
     fn nodes(

@@ -19,6 +19,7 @@ use super::relay;
 use super::right::{Keeper, Right, Wish};
 use super::task::{SharedCoordinator, cas_result, versioned};
 use super::turns::Turns;
+use crate::agents::Agents;
 use crate::api::status::ServiceStatus;
 use crate::config::{FenceAgent, RightConfig, ServiceConfig};
 use crate::coordinator::LastSeen;
@@ -57,6 +58,8 @@ pub struct Hands {
     pub last_seen: LastSeen,
     /// Calls to the other nasd.
     pub peer_link: Link,
+    /// The agents on hypervisors.
+    pub agents: Agents,
     /// Namespace, addresses, frames.
     pub network: Arc<Network>,
     /// DRBD.
@@ -529,6 +532,7 @@ impl Hands {
             in_grace: server.as_ref().map(|s| s.threads > 0 && !s.grace_over),
             clients: self.connected_clients().await.iter().map(ToString::to_string).collect(),
             last_move: None,
+            hypervisors: None,
             hold: self.record.borrow().as_ref().and_then(|r| r.hold.clone()),
             failover: crate::api::status::failover_unknown(),
             fit: self.health.borrow().clone(),

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nasd_proto::{
     CheckTargetRequest, Finding as ProtoFinding, MoveEvent, Outcome, Preflight, PrepareRequest,
-    move_event::Kind, outcome::Result as MoveResult,
+    Step, move_event::Kind, outcome::Result as MoveResult,
 };
 use tokio::sync::mpsc;
 
 use super::hands::Hands;
 use super::task::Command;
+use crate::agents::{Ask, Said, Terms};
 use crate::core::machine::Stage;
 use crate::core::preflight::{Finding, OwnerFacts, judge_owner};
 use crate::core::record::NodeName;
@@ -20,6 +21,12 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_GUESS_MS: u64 = 400;
 /// A `syncfs` pass that is shorter than this leaves little for the one inside the stall.
 const SHORT_SYNC: Duration = Duration::from_millis(20);
+/// Waiting for hypervisors is shown when it takes longer than this.
+const SHOWN: Duration = Duration::from_millis(300);
+/// After waiting longer than this the pre-flight is made anew.
+const STALE: Duration = Duration::from_secs(1);
+/// How long an announcement is kept up beyond the move's own limit: warming has limits of its own.
+const KEEP: Duration = Duration::from_secs(60);
 
 /// An operator's request.
 #[derive(Debug, Clone)]
@@ -30,6 +37,10 @@ pub struct Request {
     pub dry_run: bool,
     /// From the first change to the demotion.
     pub timeout: Duration,
+    /// Move though a hypervisor is not ready.
+    pub force: bool,
+    /// How long hypervisors are waited for.
+    pub wait: Duration,
 }
 
 /// What the task knows when the request comes.
@@ -41,7 +52,20 @@ pub struct Facts {
     pub last_silent: Option<u64>,
 }
 
-/// Runs the pre-flight; if nothing refuses, the core hears of the move.
+/// What the pre-flight found on both nodes.
+struct Checked {
+    findings: Vec<ProtoFinding>,
+    epoch: u64,
+    predicted_ms: u32,
+}
+
+impl Checked {
+    fn refuses(&self) -> bool {
+        self.findings.iter().any(|f| f.refuses)
+    }
+}
+
+/// Runs the pre-flight, then asks the hypervisors; if nothing refuses, the core hears of the move.
 pub async fn preflight_and_begin(
     hands: &Hands,
     request: Request,
@@ -49,7 +73,50 @@ pub async fn preflight_and_begin(
     listener: mpsc::Sender<MoveEvent>,
     tell: &mpsc::Sender<Command>,
 ) {
-    let (mut findings, epoch) = owner_findings(hands, &request, &facts).await;
+    let mut checked = check(hands, &request, &facts).await;
+    let (mut announced, mut step) = (false, None);
+    if checked.refuses() || request.dry_run {
+        let service = &hands.service.name;
+        let found = hands.agents.look(service, checked.predicted_ms, request.force).await;
+        checked.findings.extend(found.iter().map(proto));
+    } else {
+        let answer = ask_hypervisors(hands, &request, &checked, &listener).await;
+        announced = !answer.refuses();
+        if announced && answer.took > STALE {
+            checked = check(hands, &request, &facts).await;
+        }
+        checked.findings.extend(answer.found.iter().map(proto));
+        step = answer.step;
+    }
+    let (refused, epoch) = (checked.refuses(), checked.epoch);
+    let preflight = Preflight {
+        service: hands.service.name.clone(),
+        from: hands.me.0.clone(),
+        to: request.to.0.clone(),
+        findings: checked.findings,
+        predicted_stall_ms: checked.predicted_ms,
+    };
+    // Only who asked hears of the pre-flight; one that has gone away needs no answer.
+    let _ = listener.try_send(MoveEvent { kind: Some(Kind::Preflight(preflight)) });
+    if let Some(step) = step {
+        let _ = listener.try_send(MoveEvent { kind: Some(Kind::Step(step)) });
+    }
+    if refused || request.dry_run {
+        if announced {
+            hands.agents.say(&hands.service.name, Said::Withdrawn { epoch });
+        }
+        let outcome = without_change(hands, refused, epoch);
+        let _ = listener.try_send(MoveEvent { kind: Some(Kind::Outcome(outcome)) });
+        return;
+    }
+    super::failpoint::hit("after-preflight");
+    if tell.send(Command::Begin(request, listener)).await.is_err() {
+        hands.agents.say(&hands.service.name, Said::Withdrawn { epoch });
+    }
+}
+
+async fn check(hands: &Hands, request: &Request, facts: &Facts) -> Checked {
+    let (mut findings, epoch) = owner_findings(hands, request, facts).await;
     let mut predicted = facts.last_silent.unwrap_or(FIRST_GUESS_MS);
     match target_findings(hands, epoch).await {
         Ok((remote, open_ms)) => {
@@ -58,23 +125,60 @@ pub async fn preflight_and_begin(
         }
         Err(finding) => findings.push(proto(&finding)),
     }
-    let refused = findings.iter().any(|f| f.refuses);
-    let preflight = Preflight {
-        service: hands.service.name.clone(),
-        from: hands.me.0.clone(),
-        to: request.to.0.clone(),
-        findings,
-        predicted_stall_ms: u32::try_from(predicted).unwrap_or(u32::MAX),
-    };
-    // Only who asked hears of the pre-flight; one that has gone away needs no answer.
-    let _ = listener.try_send(MoveEvent { kind: Some(Kind::Preflight(preflight)) });
-    if refused || request.dry_run {
-        let outcome = without_change(hands, refused, epoch);
-        let _ = listener.try_send(MoveEvent { kind: Some(Kind::Outcome(outcome)) });
-        return;
+    Checked { findings, epoch, predicted_ms: u32::try_from(predicted).unwrap_or(u32::MAX) }
+}
+
+/// What the hypervisors answered to the announcement.
+struct Answer {
+    found: Vec<Finding>,
+    took: Duration,
+    /// Its line of the timeline, if it took long enough to be shown.
+    step: Option<Step>,
+}
+
+impl Answer {
+    fn refuses(&self) -> bool {
+        self.found.iter().any(|f| f.refuses)
     }
-    super::failpoint::hit("after-preflight");
-    drop(tell.send(Command::Begin(request, listener)).await);
+}
+
+/// Announces the move, and waits. Nothing is changed yet; the announcement ends by itself, too.
+async fn ask_hypervisors(
+    hands: &Hands,
+    request: &Request,
+    checked: &Checked,
+    listener: &mpsc::Sender<MoveEvent>,
+) -> Answer {
+    let terms = Terms {
+        epoch: checked.epoch.saturating_add(1),
+        wait: request.wait,
+        keep: request.timeout + KEEP,
+        force: request.force,
+        predicted_stall_ms: checked.predicted_ms,
+    };
+    let (began, start) = (SystemTime::now(), Instant::now());
+    let since = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut step = Step {
+        node: hands.me.0.clone(),
+        name: "hypervisors".to_owned(),
+        started_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(0),
+        ..Step::default()
+    };
+    let asking = hands.agents.announce(Ask { service: hands.service.name.clone(), terms });
+    tokio::pin!(asking);
+    let at_once = tokio::time::timeout(SHOWN, &mut asking).await;
+    let shown = at_once.is_err();
+    let found = match at_once {
+        Ok(found) => found,
+        Err(_) => {
+            let _ = listener.try_send(MoveEvent { kind: Some(Kind::Step(step.clone())) });
+            asking.await
+        }
+    };
+    let took = start.elapsed();
+    step.took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    step.done = true;
+    Answer { found, took, step: shown.then_some(step) }
 }
 
 fn without_change(hands: &Hands, refused: bool, epoch: u64) -> Outcome {
@@ -89,7 +193,7 @@ fn without_change(hands: &Hands, refused: bool, epoch: u64) -> Outcome {
         owner: hands.me.0.clone(),
         epoch,
         silent_us: 0,
-        clients: Vec::new(),
+        ..Outcome::default()
     }
 }
 
@@ -153,6 +257,7 @@ pub async fn warm(hands: &Hands, epoch: u64) -> Result<(), String> {
         epoch,
         connections: hands.known_endpoints(),
         client_records: hands.client_records().await,
+        move_id: hands.agents.moving(&hands.service.name, epoch).await,
     };
     let (synced, prepared) = tokio::join!(write_back(hands), hands.peer_link.prepare(request));
     let passes = synced?;

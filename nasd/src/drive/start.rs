@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nasd_proto::control_server::ControlServer;
 use nasd_proto::peer_server::PeerServer;
+use nasd_proto::{ServedHere, Welcome};
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +28,9 @@ use super::right::Keeper;
 use super::task::{Command, Handle, ServiceTask, SharedCoordinator};
 use super::turns::Turns;
 use super::watchdog;
+use crate::agents::Agents;
+use crate::agents::book::Book;
+use crate::agents::server::{AgentsService, Greeting};
 use crate::api::control::{ControlService, Services};
 use crate::config::{Config, CoordinatorConfig, NodeConfig, ServiceConfig};
 use crate::coordinator::{self, CoordinatorError, LastSeen};
@@ -42,6 +46,9 @@ use crate::peer::tls::{self, TlsError};
 
 /// Where nasd keeps what must survive a reboot.
 pub const STATE_DIR: &str = "/var/lib/nasd";
+
+/// Calls of one connection at a time: the peer has a few, an agent two.
+const STREAMS: u32 = 128;
 
 /// Between two attempts to listen on the second path.
 const SECOND_PATH: Duration = Duration::from_secs(5);
@@ -105,6 +112,7 @@ struct Common {
     coordinator: SharedCoordinator,
     link: Link,
     turns: Arc<Turns>,
+    agents: Agents,
     io_program: PathBuf,
 }
 
@@ -133,6 +141,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         coordinator,
         link: link.clone(),
         turns: Arc::default(),
+        agents: start_agents(&config, &me),
         io_program: io_program(),
     };
     let (mut by_name, mut followers, mut records) = (BTreeMap::new(), Vec::new(), BTreeMap::new());
@@ -150,6 +159,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         me: common.me.clone(),
         peer: peer.name.clone(),
         link,
+        agents: common.agents,
+        agents_wait: config.agents.wait,
         coordinator_kind: match config.coordinator {
             CoordinatorConfig::Etcd { .. } => "etcd",
             CoordinatorConfig::File { .. } => "file",
@@ -167,6 +178,11 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     }
     guard(&config, left_watchdog, &services);
     serve(&config, &me, services, records).await
+}
+
+fn start_agents(config: &Config, me: &NodeConfig) -> Agents {
+    let services = config.services.iter().map(|s| s.name.clone());
+    Agents::start(Book::new(me.name.0.clone(), services, config.agents.required.clone()))
 }
 
 /// S9: an operator's emergency start outlives nasd. It comes before the leftovers, which make the core
@@ -236,6 +252,7 @@ async fn start_service(
         coordinator: Arc::clone(&common.coordinator),
         last_seen: LastSeen::at(Path::new(STATE_DIR), &service.name),
         peer_link: common.link.clone(),
+        agents: common.agents.clone(),
         network: Arc::new(network),
         drbd: Arc::clone(&resource),
         keeper: Arc::new(Mutex::new(Keeper::new(gate))),
@@ -332,15 +349,39 @@ async fn serve(
     Ok(())
 }
 
-/// What answers the other nasd, on whichever address it calls.
+/// What answers the other nasd and the agents, on whichever address it calls.
 fn peer_router(config: &Config, services: &Services) -> Result<Router, StartError> {
     let peer_name = services.peer.0.clone();
     let service = PeerServer::with_interceptor(
         PeerService { services: services.clone() },
         move |request: tonic::Request<()>| tls::admit(&request, &peer_name).map(|()| request),
     );
-    let mut server = Server::builder().tls_config(tls::server(&config.peer)?)?.tcp_nodelay(true);
-    Ok(server.add_service(service))
+    let agents = AgentsService {
+        agents: services.agents.clone(),
+        nodes: [services.me.0.clone(), services.peer.0.clone()],
+        greeting: greeting(services.clone()),
+    };
+    let server = Server::builder().tls_config(tls::server(&config.peer)?)?.tcp_nodelay(true);
+    let mut server = server.max_concurrent_streams(Some(STREAMS));
+    Ok(server.add_service(service).add_service(agents.served()))
+}
+
+/// What an agent hears first: this node's services, and which of them it serves now.
+fn greeting(services: Services) -> Greeting {
+    Arc::new(move || {
+        let of = |entry: &Entry| {
+            let seen = entry.hands.seen.borrow();
+            let addresses = &entry.hands.service.addresses;
+            ServedHere {
+                service: entry.hands.service.name.clone(),
+                addresses: addresses.iter().map(|a| a.address().to_string()).collect(),
+                epoch: seen.epoch,
+                serving: matches!(seen.stage, "serving" | "preparing"),
+            }
+        };
+        let node = services.me.0.clone();
+        Welcome { node, services: services.by_name.values().map(of).collect() }
+    })
 }
 
 /// Never ends: a second network that is not there, or not there yet, must not stop a nasd that is heard on

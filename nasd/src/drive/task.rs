@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nasd_proto::{ClientStall, Endpoint, MoveEvent, outcome::Result as MoveResult};
+use nasd_proto::{ClientStall, Endpoint, HostStall, MoveEvent, outcome::Result as MoveResult};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
@@ -62,6 +62,8 @@ pub enum Command {
     Begin(moves::Request, mpsc::Sender<MoveEvent>),
     /// Clients are back (or not) after the move of that epoch, measured on the target.
     ClientsBack(u64, Vec<ClientStall>),
+    /// What hypervisors have measured of the move of that epoch.
+    StallsTold(u64, Vec<HostStall>),
 }
 
 /// An answer to a request for the right.
@@ -149,15 +151,12 @@ impl ServiceTask {
             Command::AskedTakeover(reason, reply) => self.asked_takeover(reason, reply),
             Command::Hold(by, reply) => self.hold(by, reply),
             Command::Switchover(request, listener) => self.switchover(request, listener),
-            Command::Abort(reply) => {
-                let moving = matches!(self.machine.stage().name(), "preparing" | "cutting");
-                let _ = reply.send(moving);
-                self.feed(Event::Abort);
-            }
+            Command::Abort(reply) => self.abort(reply),
             Command::CheckTarget(reply) => drop(reply.send(self.target_facts())),
             Command::HandOver(call) => self.hand_over(call),
             Command::Begin(request, listener) => self.begin(request, listener),
             Command::ClientsBack(epoch, clients) => self.clients_back(epoch, clients),
+            Command::StallsTold(epoch, stalls) => self.stalls_told(epoch, stalls),
         }
     }
 
@@ -204,6 +203,18 @@ impl ServiceTask {
                 _ => Err("the coordinator has not confirmed it; it is tried again".to_owned()),
             });
         });
+    }
+
+    /// A move that waits for hypervisors is given up as well: nothing of it has begun.
+    fn abort(&mut self, reply: oneshot::Sender<bool>) {
+        let moving = matches!(self.machine.stage().name(), "preparing" | "cutting");
+        let hands = Arc::clone(&self.hands);
+        tokio::spawn(async move {
+            let waited = !moving && hands.agents.abort(&hands.service.name).await;
+            // An asker that has given up needs no answer.
+            let _ = reply.send(moving || waited);
+        });
+        self.feed(Event::Abort);
     }
 
     fn target_facts(&self) -> TargetFacts {
@@ -259,11 +270,15 @@ impl ServiceTask {
             let refused = self.opened_outcome(MoveResult::Refused, what);
             // An asker that has gone away needs no answer.
             let _ = listener.try_send(outcome_event(refused));
+            self.withdraw();
             return;
         }
         self.tally.outcome = None;
         self.hands.timeline.listen(listener);
         self.feed(Event::Switchover { to: request.to, timeout: request.timeout });
+        if self.machine.stage().name() != "preparing" {
+            self.withdraw();
+        }
     }
 
     fn hand_over(&mut self, call: HandOverCall) {
@@ -290,6 +305,9 @@ impl ServiceTask {
         if let Event::Switchover { .. } = event {
             self.tally.silent_before = Duration::ZERO;
             self.tally.silent_since = None;
+        }
+        if let Event::Started(left) = event {
+            self.tally.adopted = left.all_mounted && left.serving_threads && left.addressed;
         }
         if let Event::TakeOver { .. } = event
             && self.machine.stage().name() != "taking-over"

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::beat;
+use crate::agents::Said;
 use crate::api::control::Services;
 use crate::core::machine::Event;
 use crate::core::preflight::{Finding as CoreFinding, violation};
@@ -142,6 +143,10 @@ impl Peer for PeerService {
         let entry = self.entry(&request.service)?;
         entry.hands.remember_clients(&request.connections);
         entry.hands.keep_mirror(&request.client_records);
+        if request.move_id != 0 {
+            let (id, epoch) = (request.move_id, request.epoch);
+            entry.hands.agents.say(&request.service, Said::Prepared { id, epoch });
+        }
         let reason = prepare(entry, request.epoch).await.err().unwrap_or_default();
         Ok(Response::new(PrepareReply { ready: reason.is_empty(), reason }))
     }

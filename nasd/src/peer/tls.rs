@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use thiserror::Error;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
@@ -46,22 +46,42 @@ pub fn server(paths: &TlsPaths) -> Result<ServerTlsConfig, TlsError> {
     Ok(ServerTlsConfig::new().identity(identity).client_ca_root(ca))
 }
 
+/// Who calls: the certificate that the handshake has verified against our authority.
+#[derive(Debug, Clone, Default)]
+pub struct Bearer {
+    certificate: Option<CertificateDer<'static>>,
+}
+
+impl Bearer {
+    /// The caller of a request; one without a certificate is nobody.
+    #[must_use]
+    pub fn of<T>(request: &Request<T>) -> Self {
+        let all = request.peer_certs();
+        Self { certificate: all.and_then(|all| all.first().cloned()) }
+    }
+
+    /// Whether the certificate bears that name.
+    #[must_use]
+    pub fn is(&self, name: &str) -> bool {
+        let Ok(name) = ServerName::try_from(name) else { return false };
+        let certificate = self.certificate.as_ref().map(webpki::EndEntityCert::try_from);
+        let Some(Ok(certificate)) = certificate else { return false };
+        certificate.verify_is_valid_for_subject_name(&name).is_ok()
+    }
+}
+
 /// Refuses a caller whose certificate is not the other node's: the authority that signs the nodes'
 /// certificates may sign others as well.
 ///
 /// # Errors
 /// `PERMISSION_DENIED`, with what was expected.
 pub fn admit(request: &Request<()>, node: &str) -> Result<(), Status> {
-    let denied = || {
-        Status::permission_denied(format!(
-            "only {node} may call here; its certificate must name it"
-        ))
-    };
-    let certificates = request.peer_certs().ok_or_else(denied)?;
-    let certificate = certificates.first().ok_or_else(denied)?;
-    let name = ServerName::try_from(node).map_err(|_| denied())?;
-    let parsed = webpki::EndEntityCert::try_from(certificate).map_err(|_| denied())?;
-    parsed.verify_is_valid_for_subject_name(&name).map_err(|_| denied())
+    if Bearer::of(request).is(node) {
+        return Ok(());
+    }
+    Err(Status::permission_denied(format!(
+        "only {node} may call here; its certificate must name it"
+    )))
 }
 
 /// Keys for tests.
@@ -71,23 +91,32 @@ pub(crate) mod testing {
 
     /// An authority, and a node's certificate that is good for a name and for loopback addresses.
     pub(crate) fn keys(dir: &Path, name: &str) -> TlsPaths {
+        keys_of_all(dir, &[name]).remove(0)
+    }
+
+    /// One authority, and a certificate for each name.
+    pub(crate) fn keys_of_all(dir: &Path, names: &[&str]) -> Vec<TlsPaths> {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let ca = params.self_signed(&key).unwrap().pem();
         let issuer = rcgen::Issuer::new(params, key);
-        let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
-        let key = rcgen::KeyPair::generate().unwrap();
-        let node = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let write = |file: &str, text: String| {
+        let write = |file: String, text: String| {
             let path = dir.join(file);
             std::fs::write(&path, text).unwrap();
             path
         };
-        TlsPaths {
-            ca: write("ca.pem", ca),
-            cert: write("node.pem", node.pem()),
-            key: write("node.key", key.serialize_pem()),
-        }
+        let one = |name: &&str| {
+            let all = vec![(*name).to_owned(), "127.0.0.1".to_owned()];
+            let key = rcgen::KeyPair::generate().unwrap();
+            let node =
+                rcgen::CertificateParams::new(all).unwrap().signed_by(&key, &issuer).unwrap();
+            TlsPaths {
+                ca: write("ca.pem".into(), ca.clone()),
+                cert: write(format!("{name}.pem"), node.pem()),
+                key: write(format!("{name}.key"), key.serialize_pem()),
+            }
+        };
+        names.iter().map(one).collect()
     }
 }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use nasd_proto::move_event::Kind;
 use nasd_proto::outcome::Result as Wire;
-use nasd_proto::{ClientStall, Finding, MoveEvent, Outcome, Preflight, Step, SwitchoverRequest};
+use nasd_proto::{
+    ClientStall, Finding, HostStall, MoveEvent, Outcome, Preflight, StallReport, Step,
+    SwitchoverRequest,
+};
 use serde_json::{Value, json};
 use tonic::Status;
 
@@ -51,6 +54,7 @@ fn outcome(result: Wire) -> Result<MoveEvent, Status> {
         epoch: 12,
         silent_us: 312_000,
         clients,
+        ..Outcome::default()
     }))
 }
 
@@ -80,7 +84,8 @@ moved: nas2 serves vms, epoch 12, silent for 312 ms
     assert_eq!((out(&output).as_str(), output.status.code()), (expected, Some(0)));
     let asked = server.asked.lock().unwrap();
     let (service, to) = ("vms".to_owned(), "nas2".to_owned());
-    assert_eq!(*asked, [SwitchoverRequest { service, to, dry_run: false, timeout_ms: 2500 }]);
+    let timeout_ms = 2500;
+    assert_eq!(*asked, [SwitchoverRequest { service, to, timeout_ms, ..Default::default() }]);
 }
 
 #[test]
@@ -213,4 +218,59 @@ fn s12_a_takeovers_exit_codes_are_those_of_a_move() {
     let refuse = Some(Status::failed_precondition("nas2 is not current"));
     let output = Server::start(Fake { refuse, ..Fake::default() }).run(&["takeover", "vms"]);
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn s11_the_hypervisors_terms_are_passed_on_and_their_stalls_shown() {
+    let stall = |guest: &str, stall_ms| HostStall {
+        host: "hv1".into(),
+        stall: Some(StallReport {
+            mount: "/vms".into(),
+            guest: guest.into(),
+            stall_ms,
+            move_id: 9,
+            ..StallReport::default()
+        }),
+    };
+    let told = |o: Outcome| event(Kind::Outcome(o));
+    let stalls = vec![stall("", 412), stall("db\u{1b}[2J", 1550)];
+    let moved =
+        Outcome { result: Wire::Moved.into(), owner: "nas2".into(), stalls, ..Outcome::default() };
+    let server = scripted(vec![told(moved)]);
+    let output = server.run(&["switchover", "vms", "--force", "--wait", "60"]);
+    let expected = "
+measured on the hypervisors
+  HOST  MOUNT  GUEST     STALL
+  hv1   /vms   -         412 ms
+  hv1   /vms   db [2J    1.55 s
+";
+    assert!(out(&output).ends_with(expected), "{}", out(&output));
+    let asked = server.asked.lock().unwrap()[0].clone();
+    assert_eq!((asked.force, asked.wait_ms), (true, 60_000));
+    let line = &json_lines(&server.run(&["switchover", "vms", "--json"]))[0];
+    assert_eq!(line["stalls"][0]["stall_ms"], json!(412));
+    assert_eq!(line["stalls"][0]["guest"], Value::Null);
+    assert_eq!(
+        (&line["stalls"][1]["host"], &line["stalls"][1]["move_id"]),
+        (&json!("hv1"), &json!(9))
+    );
+}
+
+#[test]
+fn a_hypervisor_that_is_well_is_a_note_and_one_that_is_not_refuses() {
+    let finding = |code: &str, refuses, remedy: &str| Finding {
+        code: code.into(),
+        refuses,
+        evidence: "hv1: /vms is normal".into(),
+        remedy: remedy.into(),
+    };
+    let findings =
+        vec![finding("hypervisor", false, ""), finding("hypervisor-not-ready", true, "look there")];
+    let preflight = event(Kind::Preflight(Preflight { findings, ..Preflight::default() }));
+    let server = scripted(vec![preflight, outcome(Wire::Refused)]);
+    let output = server.run(&["switchover", "vms"]);
+    assert_eq!(output.status.code(), Some(1));
+    let shown = out(&output);
+    assert!(shown.contains("  note  hypervisor\n    evidence  hv1: /vms is normal\n"), "{shown}");
+    assert!(shown.contains("  refusal  hypervisor-not-ready\n"), "{shown}");
 }

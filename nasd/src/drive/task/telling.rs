@@ -4,15 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nasd_proto::{
-    ClientStall, MoveEvent, Outcome, move_event::Kind, outcome::Result as MoveResult,
+    ClientStall, HostStall, MoveEvent, Outcome, move_event::Kind, outcome::Result as MoveResult,
 };
 use tokio::sync::mpsc;
 
 use super::{Command, ServiceTask};
+use crate::agents::Said;
 use crate::api::status::LastMove;
 use crate::core::machine::{MoveEnd, Stage};
 use crate::drive::handover;
 use crate::observe::history::Entry;
+
+/// How long after a move the stalls that hypervisors measured are waited for.
+const STALLS: Duration = Duration::from_secs(3);
 
 /// What is told about the move that runs or ran.
 #[derive(Debug, Default)]
@@ -20,7 +24,10 @@ pub(super) struct Tally {
     pub(super) silent_since: Option<Instant>,
     pub(super) silent_before: Duration,
     pub(super) silent: Duration,
+    /// Of the move from here, until it is told.
     pub(super) outcome: Option<Outcome>,
+    /// When that move ended, and whether its clients are known.
+    ended: Option<(Instant, bool)>,
     pub(super) last: Option<LastMove>,
     /// On the target: the epoch of the hand-over and the old owner's ear. Verdicts go there and
     /// nowhere else.
@@ -29,6 +36,8 @@ pub(super) struct Tally {
     pub(super) opened: Option<u64>,
     /// The takeover that runs, or ran last, has cut DRBD's connection.
     pub(super) cut: bool,
+    /// The server ran when nasd started, and nothing else was heard since.
+    pub(super) adopted: bool,
     /// An operator's emergency start goes on.
     emergency: bool,
 }
@@ -56,7 +65,7 @@ impl ServiceTask {
             owner,
             epoch,
             silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
-            clients: Vec::new(),
+            ..Outcome::default()
         };
         self.remember_move(&me, &peer, result);
         self.note("move", result.as_str_name(), &outcome.message);
@@ -72,6 +81,7 @@ impl ServiceTask {
     fn wait_for_clients(&mut self, outcome: Outcome) {
         let epoch = outcome.epoch;
         self.tally.outcome = Some(outcome);
+        self.tally.ended = Some((Instant::now(), false));
         let tell = self.me_tx.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(4)).await;
@@ -88,12 +98,38 @@ impl ServiceTask {
                 let _ = listener.try_send(outcome_event(Outcome { clients, ..told }));
             }
             self.hands.timeline.hang_up();
-        } else if self.tally.outcome.as_ref().is_some_and(|o| o.epoch == epoch)
+        } else if let Some(outcome) = self.tally.outcome.as_mut().filter(|o| o.epoch == epoch)
+            && let Some((since, known @ false)) = &mut self.tally.ended
+        {
+            outcome.clients = clients;
+            *known = true;
+            let wait = STALLS.saturating_sub(since.elapsed());
+            self.wait_for_stalls(epoch, wait);
+        }
+    }
+
+    /// Hypervisors know what guests have felt; where there are none, nothing is waited for.
+    fn wait_for_stalls(&self, epoch: u64, wait: Duration) {
+        let (hands, tell) = (Arc::clone(&self.hands), self.me_tx.clone());
+        tokio::spawn(async move {
+            let stalls = hands.agents.stalls(&hands.service.name, wait).await;
+            drop(tell.send(Command::StallsTold(epoch, stalls)).await);
+        });
+    }
+
+    pub(super) fn stalls_told(&mut self, epoch: u64, stalls: Vec<HostStall>) {
+        if self.tally.outcome.as_ref().is_some_and(|o| o.epoch == epoch)
             && let Some(outcome) = self.tally.outcome.take()
         {
-            self.hands.timeline.outcome(Outcome { clients, ..outcome });
+            self.hands.timeline.outcome(Outcome { stalls, ..outcome });
             self.hands.timeline.hang_up();
         }
+    }
+
+    /// The announced move will not be made.
+    pub(super) fn withdraw(&self) {
+        let epoch = self.machine.record().map_or(0, |r| r.epoch);
+        self.hands.agents.say(&self.hands.service.name, Said::Withdrawn { epoch });
     }
 
     pub(super) fn opened_outcome(&self, result: MoveResult, message: String) -> Outcome {
@@ -103,7 +139,7 @@ impl ServiceTask {
             owner: self.hands.me.0.clone(),
             epoch: self.machine.record().map_or(0, |r| r.epoch),
             silent_us: u64::try_from(self.tally.silent.as_micros()).unwrap_or(u64::MAX),
-            clients: Vec::new(),
+            ..Outcome::default()
         }
     }
 
@@ -201,11 +237,33 @@ impl ServiceTask {
             matches!(self.machine.stage(), Stage::Opening { .. } | Stage::TakingOver { .. });
         let service = &self.hands.service.name;
         self.hands.turns.set(service, self.hands.service.priority, opening);
+        let epoch = self.machine.record().map_or(0, |r| r.epoch);
+        // What ran before nasd started was never cut: agents have nothing to look at.
+        let adopted = std::mem::take(&mut self.tally.adopted);
+        if let Some(said) = news(before, stage, epoch).filter(|_| !(adopted && stage == "serving"))
+        {
+            self.hands.agents.say(service, said);
+        }
+        // On the way to serving through the stages of a start it is still the same server.
+        self.tally.adopted = adopted && matches!(stage, "waiting" | "opening");
         let problem = self.machine.problem().unwrap_or_default();
         tracing::info!(service, from = before, to = stage, problem, "stage");
         if matches!(stage, "taking-over" | "serving") || before == "serving" {
             self.note("stage", stage, problem);
         }
+    }
+}
+
+/// What agents are to hear of a change of the stage. Told before anything of the new stage is done, and never
+/// waited for.
+fn news(before: &str, now: &str, epoch: u64) -> Option<Said> {
+    match (before, now) {
+        ("preparing", "cutting") => Some(Said::Cut { epoch }),
+        ("preparing", _) => Some(Said::Withdrawn { epoch }),
+        (_, "serving") => Some(Said::Opened { epoch }),
+        // What this node serves next is another move.
+        ("handed-over" | "closing", "standby") => Some(Said::Gone),
+        _ => None,
     }
 }
 
@@ -221,6 +279,21 @@ pub(super) fn outcome_event(outcome: Outcome) -> MoveEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn s11_agents_hear_of_the_cut_the_opening_and_of_moves_that_are_not_made() {
+        assert_eq!(news("serving", "preparing", 7), None);
+        assert_eq!(news("preparing", "cutting", 7), Some(Said::Cut { epoch: 7 }));
+        for nothing_cut in ["serving", "waiting", "opening", "closing", "standby"] {
+            let told = news("preparing", nothing_cut, 7);
+            assert_eq!(told, Some(Said::Withdrawn { epoch: 7 }), "{nothing_cut}");
+        }
+        for opening in ["opening", "taking-over", "waiting", "returning"] {
+            assert_eq!(news(opening, "serving", 8), Some(Said::Opened { epoch: 8 }), "{opening}");
+        }
+        assert_eq!(news("cutting", "handed-over", 7), None);
+        assert_eq!(news("handed-over", "standby", 7), Some(Said::Gone));
+    }
 
     #[test]
     fn a_takeover_that_has_cut_the_link_is_not_told_as_if_nothing_was_changed() {
