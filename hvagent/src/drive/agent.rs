@@ -250,8 +250,6 @@ impl Agent {
             self.probe(point, keeper::Input::Answering(Some(now)));
         }
         self.told_mounts();
-        // What a crash left behind is let go, unless a move is under way.
-        self.order(Order::Release(point.to_owned()));
         for event in self.moves.for_newcomer(service, now) {
             self.event(now, point, event);
         }

@@ -44,8 +44,8 @@ pub trait Guests: Send {
     /// while a hold goes on, for migrations that have begun since: doing nothing twice must be harmless.
     async fn hold(&mut self, mount: &Path);
 
-    /// Restores what [`Guests::hold`] changed, and begins again what it aborted. Called without a hold as
-    /// well: after a start, for what a crash left behind.
+    /// Restores what [`Guests::hold`] changed, and begins again what it aborted. Never called for what a crash
+    /// left behind: an implementation finds that by itself, and waits for a move that is announced anew.
     async fn release(&mut self, mount: &Path);
 
     /// Whether a move may begin within `within`. Changes nothing.
