@@ -1,6 +1,7 @@
 //! The nested guest's kernel and root, from what the image keeps for it and our own program.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -26,6 +27,8 @@ pub fn make(image: &Image, bin: &Path, to: &Path) -> Result<(), LabError> {
     }
     copy(&bin.join(INIT), &root.join("init"))?;
     all(&image.guest().join("lib64"), &root.join("lib64"))?;
+    // The loader is named by its path and looks for the others there.
+    symlink("lib64", root.join("lib")).map_err(LabError::io("create link", root.join("lib")))?;
     all(&image.guest(), &root.join(MODULES))?;
     copy(&image.kernel(), &to.join("vmlinuz"))?;
     let mut pack = Command::new("sh");
