@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::super::Ctx;
-use super::super::bed::{Svc, hypervisors};
+use super::super::bed::{NAS, Svc, hypervisors};
 use super::super::recovery::PROMPT;
 use crate::client::Job;
 use crate::error::LabError;
@@ -53,7 +53,7 @@ fn pool(service: Svc) -> String {
 fn sanlock_conf(node: &Node, service: Svc, io_timeout: u32) -> String {
     format!(
         "auto_disk_leases = 1\nrequire_lease_for_disks = 1\nhost_id = {}\n\
-         disk_lease_dir = \"/mnt/{}/leases\"\nio_timeout = {io_timeout}\nuser = \"root\"\ngroup = \"root\"\n",
+         disk_lease_dir = \"/mnt/{}/leases\"\nio_timeout = {io_timeout}\nuser = \"sanlock\"\ngroup = \"sanlock\"\n",
         node.id - 20,
         service.name
     )
@@ -87,26 +87,40 @@ fn up_one(ctx: &Ctx, node: &Node, service: Svc, sanlock: Sanlock) -> Result<(), 
         push("/etc/libvirt/qemu-sanlock.conf", &sanlock_conf(node, service, io_timeout))?;
         // As Debian ships it: without a watchdog.
         push("/etc/default/sanlock", "sanlock_opts=\"-w 0\"\n")?;
-        start += "systemctl start sanlock\n";
+        start += "systemctl mask -q --runtime wdmd; systemctl start sanlock\n";
     }
     push("/etc/libvirt/qemu.conf", &qemu_conf)?;
     push("/etc/libvirt/libvirtd.conf", &libvirtd_conf(node))?;
     push("/etc/lab/pool.xml", &pool(service))?;
+    push("/etc/nasd/hvagent.toml", &agent_conf(ctx))?;
     start += "systemctl start virtlogd.socket libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket\n\
               virsh -q pool-define /etc/lab/pool.xml && virsh -q pool-start \"$1\" && virsh -q pool-autostart \"$1\"\n\
               busctl call org.libvirt /org/libvirt/QEMU org.freedesktop.DBus.Peer Ping\n";
     let argv = ["sh", "-ec", &start, "sh", service.name];
+    ctx.lab.sh(&node.name, INSTALL_AGENT, ctx.patience(PROMPT))?;
     ctx.lab.check(&node.name, &argv, ctx.patience(FIRST_START))?;
-    agent(ctx, node)
+    ctx.lab.sh(&node.name, START_AGENT, ctx.patience(FIRST_START)).map(drop)
 }
 
-/// Where hvagent is installed: its programs are in their places when they were built, its unit is there with the
-/// others, and the node's certificate is in `/etc/lab/pki`. What is missing is its configuration and its start.
-fn agent(ctx: &Ctx, node: &Node) -> Result<(), LabError> {
-    let script = "test -x /usr/sbin/hvagent && test -e /etc/nasd/hvagent.toml || exit 0\n\
-                  mkdir -p /etc/libvirt/hooks && ln -sf /usr/lib/nasd/hvagent-hook /etc/libvirt/hooks/qemu\n\
-                  systemctl daemon-reload && systemctl start hvagent";
-    ctx.lab.sh(&node.name, script, ctx.patience(PROMPT)).map(drop)
+/// hvagent where a package would install it, if it was built: its programs and its unit are in their places as
+/// those of nasd are. The hook comes before libvirt, which looks for it at its own start only.
+const INSTALL_AGENT: &str = "\
+test -x /usr/sbin/hvagent || exit 0
+mkdir -p /etc/libvirt/hooks
+ln -sf /usr/lib/nasd/hvagent-hook /etc/libvirt/hooks/qemu
+";
+
+/// Starts it, if it was built.
+const START_AGENT: &str = "test -x /usr/sbin/hvagent || exit 0; systemctl start hvagent";
+
+/// The node's own certificate is that of its etcd.
+fn agent_conf(ctx: &Ctx) -> String {
+    let nas = ctx.lab.nodes().filter(|n| NAS.contains(&n.name.as_str()));
+    let one = |n: &Node| {
+        format!("[[nasd]]\nname = \"{}\"\naddress = \"{}:7410\"\n\n", n.name, n.address())
+    };
+    nas.map(one).collect::<String>()
+        + "[peer]\nca = \"/etc/lab/pki/ca.pem\"\ncert = \"/etc/lab/pki/node.pem\"\nkey = \"/etc/lab/pki/node.key\"\n"
 }
 
 /// Listens to libvirt's events on both hypervisors.

@@ -18,7 +18,7 @@ pub const SWITCHOVER: Scenario = Scenario {
 };
 
 fn under_vm(ctx: &mut Ctx) -> Result<(), LabError> {
-    let mut hyper = Hyper::up(ctx, None)?;
+    let mut hyper = Hyper::up(ctx, Some(10))?;
     let mut windows = Vec::new();
     for number in 1..=5_u64 {
         let moved = hyper.bed.switchover(ctx, "nas1", VMS, &[])?;
