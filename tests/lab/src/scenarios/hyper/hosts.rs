@@ -53,8 +53,10 @@ fn pool(service: Svc) -> String {
 fn sanlock_conf(node: &Node, service: Svc, io_timeout: u32) -> String {
     format!(
         "auto_disk_leases = 1\nrequire_lease_for_disks = 1\nhost_id = {}\n\
-         disk_lease_dir = \"/mnt/{}/leases\"\nio_timeout = {io_timeout}\nuser = \"sanlock\"\ngroup = \"sanlock\"\n",
-        node.id - 20,
+         disk_lease_dir = \"/mnt/{}/leases\"\nio_timeout = {io_timeout}\n\
+         user = \"sanlock\"\ngroup = \"sanlock\"\n",
+        // 1 and 2: the number of a sector in the lockspace.
+        node.id.saturating_sub(20),
         service.name
     )
 }
@@ -94,7 +96,9 @@ fn up_one(ctx: &Ctx, node: &Node, service: Svc, sanlock: Sanlock) -> Result<(), 
     push("/etc/lab/pool.xml", &pool(service))?;
     push("/etc/nasd/hvagent.toml", &agent_conf(ctx))?;
     start += "systemctl start virtlogd.socket libvirtd.socket libvirtd-ro.socket libvirtd-tcp.socket\n\
-              virsh -q pool-define /etc/lab/pool.xml && virsh -q pool-start \"$1\" && virsh -q pool-autostart \"$1\"\n\
+              virsh -q pool-define /etc/lab/pool.xml\n\
+              virsh -q pool-start \"$1\"\n\
+              virsh -q pool-autostart \"$1\"\n\
               busctl call org.libvirt /org/libvirt/QEMU org.freedesktop.DBus.Peer Ping\n";
     let argv = ["sh", "-ec", &start, "sh", service.name];
     ctx.lab.sh(&node.name, INSTALL_AGENT, ctx.patience(PROMPT))?;
@@ -120,7 +124,8 @@ fn agent_conf(ctx: &Ctx) -> String {
         format!("[[nasd]]\nname = \"{}\"\naddress = \"{}:7410\"\n\n", n.name, n.address())
     };
     nas.map(one).collect::<String>()
-        + "[peer]\nca = \"/etc/lab/pki/ca.pem\"\ncert = \"/etc/lab/pki/node.pem\"\nkey = \"/etc/lab/pki/node.key\"\n"
+        + "[peer]\nca = \"/etc/lab/pki/ca.pem\"\ncert = \"/etc/lab/pki/node.pem\"\n\
+           key = \"/etc/lab/pki/node.key\"\n"
 }
 
 /// Listens to libvirt's events on both hypervisors.
