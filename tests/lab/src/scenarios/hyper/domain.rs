@@ -18,9 +18,9 @@ use crate::report::{GuestReport, Migrations, Percentiles, Window};
 /// Port of the lab program for the guest's lines.
 const PORT: u16 = 7900;
 /// Until a guest writes: an emulated machine inside User-Mode Linux boots in seconds.
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(120);
 /// Limit for one migration; alone it takes about ten seconds.
-pub const MIGRATION: Duration = Duration::from_secs(120);
+pub const MIGRATION: Duration = Duration::from_secs(240);
 /// Until the guest writes again after whatever was done to it.
 const WRITES: Duration = Duration::from_secs(60);
 /// Writes that show that a guest runs.

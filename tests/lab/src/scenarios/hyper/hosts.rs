@@ -14,7 +14,7 @@ use crate::error::LabError;
 use crate::spec::Node;
 
 /// libvirt asks the emulator for its abilities at its first start.
-const FIRST_START: Duration = Duration::from_secs(90);
+const FIRST_START: Duration = Duration::from_secs(120);
 
 /// Seconds of sanlock's `io_timeout`; `None`: libvirt's guests have no leases.
 pub type Sanlock = Option<u32>;
