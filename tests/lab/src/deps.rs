@@ -19,11 +19,16 @@ pub const ALWAYS: &[Need] = &[
     ("tcpdump", "tcpdump"),
     ("mke2fs", "e2fsprogs"),
     ("sysctl", "procps"),
+    ("cpio", "cpio"),
 ];
 
 /// For building the image.
-pub const IMAGE: &[Need] =
-    &[("mmdebstrap", "mmdebstrap"), ("patchelf", "patchelf"), ("dpkg-deb", "dpkg")];
+pub const IMAGE: &[Need] = &[
+    ("mmdebstrap", "mmdebstrap"),
+    ("patchelf", "patchelf"),
+    ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
+];
 
 /// For building the programs that go into the nodes.
 ///

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
+use crate::blocks::WriterId;
 use crate::capture::Capture;
 use crate::client::{Client, Job, Output};
 use crate::deps;
 use crate::engine::{self, Engine, Machine};
 use crate::error::LabError;
 use crate::fault::Fault;
+use crate::guest::console::Console;
 use crate::image::{self, Image};
 use crate::netns::Namespace;
 use crate::payload;
@@ -162,7 +164,7 @@ impl Lab {
         let work = state::work(&self.state.name);
         sys::make_dir(&work)?;
         let nodes: Vec<_> = self.nodes().cloned().collect();
-        payload::make(&work.join("payload.ext4"), self.state.engine, &nodes)?;
+        payload::make(&work.join("payload.ext4"), &self.image, self.state.engine, &nodes)?;
         if self.state.engine == Engine::Qemu && engine::kvm_works(&self.image) {
             sys::write(&work.join("kvm"), "", 0o644)?;
         }
@@ -303,6 +305,15 @@ impl Lab {
 
     pub(crate) const fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// Begins to listen for the nested guest `writer` at this port of the lab program's own address.
+    ///
+    /// # Errors
+    /// If the port is in use.
+    pub fn listen(&self, writer: WriterId, port: u16) -> Result<Console, LabError> {
+        let nodes: Vec<_> = self.nodes().cloned().collect();
+        Console::listen(&self.namespace, &nodes, writer, port)
     }
 
     fn client(&self, node: &str) -> Result<Client, LabError> {

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod blocks;
 pub mod cli;
+pub mod guest;
 pub mod report;
 pub mod scenarios;
 

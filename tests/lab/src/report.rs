@@ -31,6 +31,12 @@ pub struct ScenarioReport {
     pub io_errors: u64,
     /// Locks that clients lost.
     pub lost_locks: u64,
+    /// What was seen of a guest, in scenarios that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestReport>,
+    /// Migrations of a guest, in scenarios that have one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migrations: Option<Migrations>,
     /// Remarks.
     #[serde(default)]
     pub notes: Vec<String>,
@@ -40,6 +46,30 @@ pub struct ScenarioReport {
     /// Anything else.
     #[serde(default)]
     pub extra: Map<String, Value>,
+}
+
+/// What was seen of a guest from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestReport {
+    /// Longest times without an acknowledged write, one per move or migration, ms.
+    pub stall_ms: Percentiles,
+    /// How often it was paused, but for migrations.
+    pub paused: u64,
+    /// Errors of its disk, told by the guest or by its hypervisor.
+    pub io_errors: u64,
+}
+
+/// Migrations of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Migrations {
+    /// Succeeded, at once or at last.
+    pub done: u64,
+    /// Held back or aborted, and tried again.
+    pub retried: u64,
+    /// Given up.
+    pub failed: u64,
+    /// Longest time without an acknowledged write in each that was done, ms.
+    pub downtime_ms: Percentiles,
 }
 
 /// Blocks on the volume, against the journals. See [`CheckReport`].
@@ -213,6 +243,17 @@ impl ScenarioReport {
         line("blocks", blocks_text(&self.blocks));
         line("io errors", format!("{:>8}", self.io_errors));
         line("lost locks", format!("{:>8}", self.lost_locks));
+        if let Some(g) = &self.guest {
+            line("guest ms", stall_text(&g.stall_ms));
+            line("guest", format!("{:>8} paused   io errors {}", g.paused, g.io_errors));
+        }
+        if let Some(m) = &self.migrations {
+            line(
+                "migrations",
+                format!("{:>8}   retried {}   failed {}", m.done, m.retried, m.failed),
+            );
+            line("downtime ms", stall_text(&m.downtime_ms));
+        }
         for (name, value) in self.bounds.iter().chain(&self.extra) {
             line(name, value.to_string());
         }
@@ -337,6 +378,18 @@ mod tests {
         assert_eq!(keys(&json["stall_ms"]).join(" "), "max min p50 p90");
         assert_eq!(keys(&json["blocks"]).join(" "), "acknowledged foreign lost stale torn");
         assert!(json["stall_ms"]["p50"].is_null());
+    }
+
+    #[test]
+    fn guests_and_migrations_have_keys_of_their_own() {
+        let (guest, migrations) = (Some(GuestReport::default()), Some(Migrations::default()));
+        let report = ScenarioReport { guest, migrations, ..ScenarioReport::default() };
+        let json = serde_json::to_value(&report).unwrap();
+        let wanted = r#"{"stall_ms":{"min":null,"p50":null,"p90":null,"max":null},"paused":0,"io_errors":0}"#;
+        assert_eq!(json["guest"], serde_json::from_str::<Value>(wanted).unwrap());
+        let wanted = r#"{"done":0,"retried":0,"failed":0,"downtime_ms":{"min":null,"p50":null,"p90":null,"max":null}}"#;
+        assert_eq!(json["migrations"], serde_json::from_str::<Value>(wanted).unwrap());
+        assert!(report.to_text().contains("retried 0"));
     }
 
     #[test]

@@ -162,8 +162,8 @@ impl Node {
     #[must_use]
     pub const fn memory_mib(&self) -> u32 {
         match self.role {
-            Role::Nas => 768,
-            Role::Hypervisor => 512,
+            // Taken from this machine only as it is used. A nested guest and libvirt take 300.
+            Role::Nas | Role::Hypervisor => 768,
         }
     }
 }

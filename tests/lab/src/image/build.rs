@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::recipe::{
-    EMPTIED, FILES, LINKS, MASKED, PACKAGES, RELEASE, SIZE_MIB, UML_LIBRARIES, UML_RELEASE,
+    DISABLED, EMPTIED, FILES, GUEST_LIBRARIES, GUEST_MODULES, LINKS, MASKED, PACKAGES, RELEASE,
+    REMOVED, SIZE_MIB, UML_LIBRARIES, UML_RELEASE,
 };
 use crate::error::LabError;
 use crate::progress::Step;
@@ -34,6 +35,7 @@ pub fn build(dir: &Path, end: &Path, step: &Step) -> Result<(), LabError> {
     step.note("files");
     runtime(&tree, &uml, dir, end)?;
     kernel(&tree, dir)?;
+    guest(&tree, &dir.join("guest"))?;
     pack(&tree, &dir.join("root.ext4"))?;
     for done in [tree, dir.join("uml")] {
         fs::remove_dir_all(&done).map_err(LabError::io("remove", done))?;
@@ -113,10 +115,17 @@ fn customise(tree: &Path, uml: &Path) -> Result<(), LabError> {
         let _ = fs::remove_dir_all(&dir);
         sys::make_dir(&dir)?;
     }
+    for file in REMOVED {
+        // As above.
+        let _ = fs::remove_file(tree.join(file));
+    }
     sys::make_dir(&tree.join("lab"))?;
     for unit in MASKED {
         link("/dev/null", &tree.join("etc/systemd/system").join(unit))?;
     }
+    let mut disable = Command::new("chroot");
+    disable.arg(tree).args(["systemctl", "--quiet", "disable"]).args(DISABLED);
+    sys::run(disable, SHORT)?;
     for (path, content, mode) in FILES {
         sys::write(&tree.join(path), content, *mode)?;
     }
@@ -157,6 +166,26 @@ fn kernel(tree: &Path, dir: &Path) -> Result<(), LabError> {
         let file = only(&boot, |n| n.starts_with(prefix))?;
         copy(&file, &dir.join(name))?;
         fs::remove_file(&file).map_err(LabError::io("remove", &file))?;
+    }
+    Ok(())
+}
+
+/// What a nested guest needs beside the kernel, laid out as in its own root.
+fn guest(tree: &Path, dir: &Path) -> Result<(), LabError> {
+    let libraries = dir.join("lib64");
+    sys::make_dir(&libraries)?;
+    for name in GUEST_LIBRARIES {
+        copy(&tree.join("usr/lib/x86_64-linux-gnu").join(name), &libraries.join(name))?;
+    }
+    let release = only(&tree.join("usr/lib/modules"), |n| n.contains("-cloud-"))?;
+    for module in GUEST_MODULES {
+        let packed = release.join(format!("{module}.xz"));
+        let mut unpack = Command::new("xz");
+        unpack.args(["--decompress", "--keep", "--force"]).arg(&packed);
+        sys::run(unpack, SHORT)?;
+        let (plain, name) = (release.join(module), Path::new(module).file_name());
+        copy(&plain, &dir.join(name.unwrap_or_default()))?;
+        fs::remove_file(&plain).map_err(LabError::io("remove", plain))?;
     }
     Ok(())
 }

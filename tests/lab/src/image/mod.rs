@@ -53,6 +53,11 @@ impl Image {
         self.dir.join("initrd.img")
     }
 
+    /// What a nested guest needs beside [`Image::kernel`]: libraries in `lib64/`, modules.
+    pub fn guest(&self) -> PathBuf {
+        self.dir.join("guest")
+    }
+
     /// The image, built now unless it is in the cache.
     ///
     /// # Errors

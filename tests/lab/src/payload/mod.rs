@@ -1,9 +1,10 @@
 //! The disk that carries what changes from run to run into the nodes: our programs, and each node's own files.
 //!
 //! It is mounted read-only at `/lab`: `bin/`, `pki/NODE/`, and per node `node/NODE/setup` with `node/NODE/root/`,
-//! which is copied over the node's root.
+//! which is copied over the node's root; `guest/` has the nested guest's kernel and root.
 
 mod files;
+mod guest;
 mod programs;
 
 use std::fs;
@@ -16,6 +17,7 @@ pub use programs::{build, same_output, workspace};
 
 use crate::engine::Engine;
 use crate::error::LabError;
+use crate::image::Image;
 use crate::pki::Authority;
 use crate::spec::Node;
 use crate::sys::{self, SHORT};
@@ -27,13 +29,14 @@ node=$(sed 's/.*lab\\.node=\\([^ ]*\\).*/\\1/' /proc/cmdline)
 exec /bin/sh /lab/node/$node/setup
 ";
 
-/// Makes the disk `image` for these nodes.
+/// Makes the disk for these nodes, which boot `image`.
 ///
 /// # Errors
 /// [`LabError::Io`], [`LabError::Pki`], or those of the programs that make it.
-pub fn make(image: &Path, engine: Engine, nodes: &[Node]) -> Result<(), LabError> {
-    let stage = image.with_extension("stage");
+pub fn make(disk: &Path, image: &Image, engine: Engine, nodes: &[Node]) -> Result<(), LabError> {
+    let stage = disk.with_extension("stage");
     programs::stage(&stage.join("bin"))?;
+    guest::make(image, &stage.join("bin"), &stage.join("guest"))?;
     sys::write(&stage.join("setup"), SETUP, 0o755)?;
     let authority = Authority::new()?;
     for node in nodes {
@@ -47,7 +50,7 @@ pub fn make(image: &Path, engine: Engine, nodes: &[Node]) -> Result<(), LabError
         links(&stage, &dir.join("root"))?;
         programs::units(&dir.join("root/etc/systemd/system"))?;
     }
-    pack(&stage, image)?;
+    pack(&stage, disk)?;
     fs::remove_dir_all(&stage).map_err(LabError::io("remove", &stage))
 }
 

@@ -11,8 +11,17 @@ use crate::progress::Step;
 use crate::sys::{self, SHORT};
 
 /// What goes into the nodes, as far as it exists.
-const PROGRAMS: [&str; 7] =
-    ["nasd", "nasd-io", "nasctl", "nasd-fence-peer", "hvagent", "lab-agent", "lab-blocks"];
+const PROGRAMS: [&str; 9] = [
+    "nasd",
+    "nasd-io",
+    "nasctl",
+    "nasd-fence-peer",
+    "hvagent",
+    "hvagent-hook",
+    "lab-agent",
+    "lab-blocks",
+    "lab-guest",
+];
 
 /// Limit for a build from nothing on a small machine.
 const BUILD: Duration = Duration::from_secs(3600);
@@ -44,6 +53,9 @@ pub fn build() -> Result<(), LabError> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--package", "nasd", "--package", "lab", "--bins"]);
+    if workspace().join("hvagent/Cargo.toml").exists() {
+        command.args(["--package", "hvagent"]);
+    }
     command.current_dir(workspace());
     same_output(&mut command);
     sys::run(command, BUILD)?;

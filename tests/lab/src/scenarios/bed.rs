@@ -294,6 +294,13 @@ impl Bed {
         Ok(())
     }
 
+    /// Takes a journal that lies on both NAS nodes, and its writer's statistics, as if the writer were one of the
+    /// bed's own that has ended.
+    pub(super) fn adopt(&mut self, service: Svc, stats: WriterStats, log: String) {
+        self.stats.push(stats);
+        self.logs.entry(service.name).or_default().push(log);
+    }
+
     /// `nasctl switchover` on the owner's side or wherever `on` says; waits for its end.
     ///
     /// # Errors

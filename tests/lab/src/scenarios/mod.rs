@@ -11,6 +11,7 @@ mod disks;
 mod faults;
 mod frozen;
 mod gate;
+mod hyper;
 mod killed;
 mod late;
 mod meddling;
@@ -128,6 +129,10 @@ pub const ALL: &[Scenario] = &[
     meddling::HELPER,
     late::OPENING,
     late::CLIENTS,
+    hyper::MIGRATE,
+    hyper::SWITCHOVER,
+    hyper::BOTH,
+    hyper::KILL,
     soak::SCENARIO,
     switchover::STOCK_KERNEL,
 ];
