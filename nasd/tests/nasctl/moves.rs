@@ -240,9 +240,9 @@ fn s11_the_hypervisors_terms_are_passed_on_and_their_stalls_shown() {
     let output = server.run(&["switchover", "vms", "--force", "--wait", "60"]);
     let expected = "
 measured on the hypervisors
-  HOST  MOUNT  GUEST     STALL
-  hv1   /vms   -         412 ms
-  hv1   /vms   db [2J    1.55 s
+  HOST  MOUNT  GUEST   STALL
+  hv1   /vms   -       412 ms
+  hv1   /vms   db [2J  1.55 s
 ";
     assert!(out(&output).ends_with(expected), "{}", out(&output));
     let asked = server.asked.lock().unwrap()[0].clone();
