@@ -12,7 +12,7 @@ pub const SWITCHOVER: Scenario = Scenario {
     name: "switchover-under-vm",
     summary: "5 planned moves below a running guest; its stall is seen from outside",
     engine: None,
-    nightly: false,
+    nightly: true,
     clients: 2,
     run: under_vm,
 };
