@@ -23,6 +23,13 @@ busy = "100ms"
 state = "3s"
 "#;
 
+#[test]
+fn the_example_is_taken() {
+    let text = include_str!("../../../systemd/examples/hvagent.toml");
+    let config = Config::parse("hvagent.toml", text).unwrap();
+    assert_eq!(config.nasd.len(), 2);
+}
+
 /// Line and words of each fault.
 fn faults(text: &str) -> Vec<(usize, String)> {
     match Config::parse("test.toml", text).unwrap_err() {

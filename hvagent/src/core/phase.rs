@@ -25,7 +25,7 @@ mod machine;
 pub use gate::{Operation, Verdict};
 pub use machine::Machine;
 
-/// Epoch of the record that the move writes: never falls, so the greater is the newer.
+/// A number that nasd chose: it rises with every move of the service, so the greater is the newer.
 pub type MoveId = u64;
 
 /// Where a mount stands.
