@@ -28,11 +28,13 @@ use crate::core::record::{NodeName, Record};
 use crate::core::step::StepError;
 use crate::core::timing::Timing;
 use crate::core::view::{DrbdView, Leftovers};
-use crate::io::{Answer, CallError, Client, Launcher, Op};
+use crate::io::{Answer, CallError, Client, Launcher, Op, Refusal};
 use crate::observe::history::History;
 use crate::observe::timeline::Timeline;
 use crate::peer::link::Link;
 
+/// Between two tries of a step while another call is under way.
+const OCCUPIED: Duration = Duration::from_millis(20);
 /// Time for what nasd-io answers from memory or `/proc`.
 const QUICK: Duration = Duration::from_secs(2);
 /// Time for this node's own disk to take a record.
@@ -126,6 +128,26 @@ impl Hands {
         let name = op.name();
         let client = self.io_client(limit).await.ok_or(CallError::Gone { op: name })?;
         client.call(op, limit).await
+    }
+
+    /// A call that waits for another one which is under way: a step that was given up, because the volume
+    /// was frozen, may still be at it and is about to end (H2).
+    ///
+    /// # Errors
+    /// As [`Hands::io_call`].
+    pub async fn io_step(&self, op: Op, limit: Duration) -> Result<Answer, CallError> {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.io_call(op.clone(), left).await {
+                Err(CallError::Refused { refusal, .. })
+                    if left > OCCUPIED && matches!(*refusal, Refusal::Occupied { .. }) =>
+                {
+                    tokio::time::sleep(OCCUPIED).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     async fn io_client(&self, limit: Duration) -> Option<Client> {

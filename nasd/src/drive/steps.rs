@@ -198,7 +198,7 @@ impl Hands {
         let deadline_ms = u64::try_from(limit.as_millis()).unwrap_or(1000) - 300;
         for fs in self.service.filesystems.iter().rev() {
             let op = Op::Unmount { target: self.service.mountpoint(fs), deadline_ms };
-            self.io_call(op, limit).await.map_err(|e| refused("umount", &e))?;
+            self.io_step(op, limit).await.map_err(|e| refused("umount", &e))?;
         }
         lock(&self.keeper).clean();
         Ok(())
@@ -258,7 +258,7 @@ impl Hands {
                 options: fs.options.clone(),
                 target: self.service.mountpoint(fs),
             };
-            self.io_call(op, Step::Mount.deadline()).await.map_err(|e| refused("mount", &e))?;
+            self.io_step(op, Step::Mount.deadline()).await.map_err(|e| refused("mount", &e))?;
         }
         Ok(())
     }
@@ -279,7 +279,7 @@ impl Hands {
                 node: self.me.0.clone(),
             };
             let op = Op::WriteMarker { target: self.service.mountpoint(fs), marker };
-            self.io_call(op, Step::Marker.deadline()).await.map_err(|e| refused("marker", &e))?;
+            self.io_step(op, Step::Marker.deadline()).await.map_err(|e| refused("marker", &e))?;
         }
         Ok(Some(next))
     }
@@ -291,7 +291,7 @@ impl Hands {
     ) -> Result<u64, StepError> {
         let target = self.service.mountpoint(fs);
         let op = Op::ReadMarker { target: target.clone() };
-        let answer = self.io_call(op, Step::Marker.deadline()).await;
+        let answer = self.io_step(op, Step::Marker.deadline()).await;
         let found = match answer.map_err(|e| refused("marker", &e))? {
             Answer::Marker { marker } => marker,
             _ => None,
@@ -313,7 +313,7 @@ impl Hands {
             known_clients: self.known_client_addresses(),
         };
         let limit = Step::StartThreads.deadline();
-        let answer = self.io_call(op.clone(), limit).await.map_err(|e| refused("threads", &e))?;
+        let answer = self.io_step(op.clone(), limit).await.map_err(|e| refused("threads", &e))?;
         let Answer::Started(mut report) = answer else { return Ok(()) };
         // S7, C7: a grace that runs down behind a shut gate refuses every client's reclaim. How much of
         // it would be left when the gate opens is not known: it begins anew.
@@ -345,7 +345,7 @@ impl Hands {
         for fs in &self.service.filesystems {
             let export = fs.export.trim_start_matches('/').to_owned();
             let op = Op::Probe { export, deadline_ms };
-            self.io_call(op, limit).await.map_err(|e| refused("probe", &e))?;
+            self.io_step(op, limit).await.map_err(|e| refused("probe", &e))?;
         }
         Ok(())
     }
@@ -361,7 +361,7 @@ impl Hands {
         let ticket = lock(&self.keeper).ticket();
         if self.gate_left().is_none() {
             let limit = Step::OpenGate.deadline() / 4;
-            self.io_call(Op::LetIn, limit).await.map_err(|e| refused("open-gate", &e))?;
+            self.io_step(Op::LetIn, limit).await.map_err(|e| refused("open-gate", &e))?;
         }
         let (network, lifetime) = (Arc::clone(&self.network), self.right.valid_lft);
         let keeper = Arc::clone(&self.keeper);

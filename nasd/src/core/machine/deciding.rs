@@ -57,6 +57,14 @@ impl Machine {
                 }
             }
             (Stage::Opening { .. }, Job::Step(Step::Promote)) => self.promotion_alone(now, out),
+            (Stage::Opening { .. }, Job::Step(_)) if self.drbd.frozen => {
+                // The step hangs on the frozen volume, and the freeze ends only with the exclusion. It is
+                // run again then, and finds it done or waits for it.
+                let hanging = self.pending.take();
+                if !self.exclude_lost_peer(now, out) {
+                    self.pending = hanging;
+                }
+            }
             (Stage::HandedOver { since, .. }, Job::HandOver) => {
                 let Some(record) = self.record().cloned() else { return };
                 if now >= *since + self.timing.silence && !self.peer_is_fresh(now) {

@@ -15,10 +15,14 @@ impl World {
 
     /// A planned move whose target is inside its promotion: the kernel waits for its helper, and the link is gone.
     fn amid_promotion() -> Self {
+        Self::amid(Step::Promote)
+    }
+
+    /// The link goes while the target's step is under way; its answer does not come.
+    fn amid(step: Step) -> Self {
         let mut world = Self::amid_move(0);
-        let promotes =
-            |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: Step::Promote, .. });
-        while !world.queue.iter().any(promotes) {
+        let runs = |e: &(usize, Effect)| matches!(&e.1, Effect::Run { step: s, .. } if *s == step);
+        while !world.queue.iter().any(runs) {
             let (n, effect) = world.queue.pop_front().unwrap();
             world.execute(n, effect);
         }
@@ -465,6 +469,21 @@ fn h12_a_link_lost_inside_a_promotion_is_decided_by_the_record_at_once() {
     assert!(world.queue.iter().any(excludes), "{:?}", world.queue);
     world.settle();
     assert_eq!(world.owner(), Some(1));
+}
+
+#[test]
+fn h2_a_step_that_hangs_on_a_frozen_volume_does_not_hold_the_exclusion_up() {
+    for step in [Step::Mount, Step::Marker, Step::StartThreads, Step::Probe] {
+        let mut world = World::amid(step);
+        let view = world.view(1);
+        assert!(view.frozen);
+        world.feed(1, Event::Drbd(view));
+        let excludes = |e: &(usize, Effect)| matches!(&e.1, Effect::Cas { record, .. } if record.current.len() == 1);
+        assert!(world.queue.iter().any(excludes), "{step}: {:?}", world.queue);
+        world.settle();
+        assert_eq!(world.owner(), Some(1), "{step}");
+        assert!(!world.nodes[1].trail.contains(&Step::Unmount.name()), "{step}: it went on");
+    }
 }
 
 #[test]
