@@ -86,6 +86,7 @@ impl Services {
                 node: self.peer.0.clone(),
                 reachable: last.is_some_and(|l| l < Duration::from_secs(2)),
                 last_answer_ms: last.map(|l| u64::try_from(l.as_millis()).unwrap_or(u64::MAX)),
+                silent_paths: self.link.silent_paths().iter().map(ToString::to_string).collect(),
             },
             services,
         }

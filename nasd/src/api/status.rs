@@ -49,6 +49,9 @@ pub struct PeerStatus {
     /// Milliseconds since its last answer; absent if it never answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_answer_ms: Option<u64>,
+    /// Addresses of the other node over which no beat was answered for 5 s.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent_paths: Vec<String>,
 }
 
 /// One service as this node sees it.

@@ -239,6 +239,11 @@ fn problems(node: &str, s: &ServiceStatus, paint: Paint) -> String {
             );
             tell(&format!("a replica is not up to date ({})", disks(drbd)), &remedy);
         }
+        if drbd.connection == "StandAlone" {
+            let service = clean(&s.service);
+            let remedy = format!("whether the replicas have parted: nasctl split-brain {service}");
+            tell("replication stands alone: no connection is tried", &remedy);
+        }
     }
     out
 }
@@ -259,6 +264,11 @@ fn reach(node: &NodeStatus, paint: Paint) -> String {
             ago.map_or_else(|| "never answered".to_owned(), |ms| format!("silent for {ms} ms"));
         let _ = writeln!(out, "{} {name}: nasd on {peer} {ago}", paint.bad("!"));
         let _ = writeln!(out, "    on {peer}: systemctl status nasd");
+    }
+    for path in node.peer.silent_paths.iter().filter(|_| node.peer.reachable) {
+        let path = clean(path);
+        let _ = writeln!(out, "{} {name}: no beats reach {peer} over {path}", paint.bad("!"));
+        out.push_str("    the other path carries them alone; check that network\n");
     }
     out
 }
@@ -411,6 +421,24 @@ vms  served by nas1
     on nas2: systemctl status nasd
 ";
         assert!(shown.ends_with(expected), "{shown}");
+    }
+
+    #[test]
+    fn one_silent_path_of_two_is_told() {
+        let (mut a, b) = (node("nas1", "nas2", true), node("nas2", "nas1", false));
+        a["peer"]["silent_paths"] = json!(["192.0.2.2:7411"]);
+        let shown = text(&[a, b], json!([]));
+        let expected = "! nas1: no beats reach nas2 over 192.0.2.2:7411\n    the other path";
+        assert!(shown.contains(expected) && shown.contains("now?  yes\n"), "{shown}");
+    }
+
+    #[test]
+    fn replicas_that_may_have_parted_are_told_with_the_command_that_explains() {
+        let mut a = node("nas1", "nas2", true);
+        a["services"][0]["drbd"]["connection"] = json!("StandAlone");
+        let shown = text(&[a], json!([]));
+        let remedy = "      whether the replicas have parted: nasctl split-brain vms\n";
+        assert!(shown.contains(remedy), "{shown}");
     }
 
     #[test]

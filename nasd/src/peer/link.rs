@@ -95,6 +95,12 @@ impl Path {
         answer.map(tonic::Response::into_inner)
     }
 
+    /// Beats have failed over it for [`SILENT`].
+    fn is_silent(&self) -> bool {
+        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
+        silence.since.is_some_and(|since| since.elapsed() >= SILENT)
+    }
+
     fn note(&self, error: Option<&Status>) {
         let mut silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(error) = error else {
@@ -130,6 +136,12 @@ impl Link {
     #[must_use]
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.paths.iter().map(|p| p.address).collect()
+    }
+
+    /// Those of the peer's addresses over which beats have failed for 5 s and more.
+    #[must_use]
+    pub fn silent_paths(&self) -> Vec<SocketAddr> {
+        self.paths.iter().filter(|p| p.is_silent()).map(|p| p.address).collect()
     }
 
     /// Time since the peer was heard last.

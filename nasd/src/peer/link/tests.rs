@@ -185,5 +185,10 @@ async fn without_any_path_a_beat_is_a_no() {
     let link = link(first, Some(second), &keys);
     assert!(link.heartbeat(numbered(1)).await.is_err());
     assert_eq!(link.last_answer(), None);
+    assert!(link.silent_paths().is_empty(), "not yet");
+    for path in &link.paths {
+        path.silence.lock().unwrap().since = Instant::now().checked_sub(SILENT);
+    }
+    assert_eq!(link.silent_paths(), [first, second]);
     assert_eq!(link.addresses(), [first, second]);
 }

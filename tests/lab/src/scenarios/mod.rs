@@ -16,6 +16,7 @@ mod killed;
 mod late;
 mod meddling;
 mod mid_move;
+mod operator;
 mod recovery;
 mod refusals;
 mod server;
@@ -127,6 +128,7 @@ pub const ALL: &[Scenario] = &[
     server::STUCK,
     meddling::OPERATOR,
     meddling::HELPER,
+    operator::RECOVERS,
     late::OPENING,
     late::CLIENTS,
     hyper::MIGRATE,
