@@ -5,10 +5,11 @@
 //! generation with the first write after the peer is lost, and says so to nobody; and the addresses
 //! of a connection, which it forgets with it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nasd_drbd::{Drbd, Events, ResourceStatus};
+use nasd_drbd::{Device, Drbd, Events, PeerDevice, ResourceStatus};
 
 use super::drbd::{Resource, view};
 use super::task::{Command, Handle};
@@ -43,7 +44,48 @@ impl Looked {
 struct Told {
     status: Option<ResourceStatus>,
     changed: Option<Instant>,
+    generations: Generations,
+    renewed: Option<Instant>,
     view: Option<DrbdView>,
+}
+
+impl Told {
+    /// What the stream tells now, with the look's numbers where the stream has not told younger ones. Most of
+    /// the stream's events repeat old generations, so that only a change of them makes a look old: a node that
+    /// has just cut its own link must not think that it lost its last generation.
+    fn merge(
+        &mut self,
+        now: Instant,
+        mut status: Option<ResourceStatus>,
+        look: Option<(Instant, ResourceStatus)>,
+    ) -> Option<ResourceStatus> {
+        if self.status != status || self.changed.is_none() {
+            self.status.clone_from(&status);
+            self.changed = Some(now);
+        }
+        let generations = status.as_ref().map(generations).unwrap_or_default();
+        if self.generations != generations || self.renewed.is_none() {
+            (self.generations, self.renewed) = (generations, Some(now));
+        }
+        if let (Some(status), Some((began, seen))) = (&mut status, look) {
+            let younger = |told: Option<Instant>| told.is_none_or(|told| began > told);
+            if younger(self.renewed) {
+                take_generations(status, &seen);
+            }
+            if younger(self.changed) {
+                take_progress(status, &seen);
+            }
+        }
+        status
+    }
+}
+
+/// Current and former generations of each volume.
+type Generations = BTreeMap<u16, (Option<u64>, bool, Vec<u64>)>;
+
+fn generations(status: &ResourceStatus) -> Generations {
+    let of = |d: &Device| (d.current_uuid, d.primary_mark, d.history_uuids.clone());
+    status.devices.iter().map(|(volume, device)| (*volume, of(device))).collect()
 }
 
 /// Follows the kernel for ever, on threads of their own.
@@ -114,17 +156,8 @@ fn tell(
 ) {
     for (at, (follower, told)) in followers.iter().zip(told).enumerate() {
         let name = &follower.resource.name;
-        let mut status = status(name);
-        if told.status != status || told.changed.is_none() {
-            told.status.clone_from(&status);
-            told.changed = Some(Instant::now());
-        }
         let look = looked.lock().get(at).cloned().flatten();
-        if let (Some(status), Some((began, seen))) = (&mut status, look)
-            && told.changed.is_none_or(|changed| began > changed)
-        {
-            take_numbers(status, &seen);
-        }
+        let status = told.merge(Instant::now(), status(name), look);
         let view = status.as_ref().map(view).unwrap_or_default();
         follower.resource.show(status);
         if told.view.as_ref() != Some(&view) {
@@ -137,9 +170,8 @@ fn tell(
     }
 }
 
-/// Takes what the stream does not tell of, the generations and a resynchronisation's progress, from a look that is
-/// newer than the last event.
-fn take_numbers(status: &mut ResourceStatus, seen: &ResourceStatus) {
+/// Takes the generations, which the stream does not tell of, from a look that is younger than those it told last.
+fn take_generations(status: &mut ResourceStatus, seen: &ResourceStatus) {
     for (volume, device) in &mut status.devices {
         let Some(found) = seen.devices.get(volume).filter(|d| d.current_uuid.is_some()) else {
             continue;
@@ -148,12 +180,29 @@ fn take_numbers(status: &mut ResourceStatus, seen: &ResourceStatus) {
         device.primary_mark = found.primary_mark;
         device.history_uuids.clone_from(&found.history_uuids);
     }
+    each_peer(status, seen, |peer, found| {
+        peer.bitmap_uuid = found.bitmap_uuid.or(peer.bitmap_uuid)
+    });
+}
+
+/// Takes a resynchronisation's progress from a look that is younger than the last event.
+fn take_progress(status: &mut ResourceStatus, seen: &ResourceStatus) {
+    each_peer(status, seen, |peer, found| {
+        peer.out_of_sync_bytes = found.out_of_sync_bytes.or(peer.out_of_sync_bytes);
+    });
+}
+
+fn each_peer(
+    status: &mut ResourceStatus,
+    seen: &ResourceStatus,
+    take: impl Fn(&mut PeerDevice, &PeerDevice),
+) {
     for connection in &mut status.connections {
         let Some(found) = seen.connection(connection.key) else { continue };
         for (volume, peer) in &mut connection.peer_devices {
-            let Some(found) = found.peer_devices.get(volume) else { continue };
-            peer.bitmap_uuid = found.bitmap_uuid.or(peer.bitmap_uuid);
-            peer.out_of_sync_bytes = found.out_of_sync_bytes.or(peer.out_of_sync_bytes);
+            if let Some(found) = found.peer_devices.get(volume) {
+                take(peer, found);
+            }
         }
     }
 }
@@ -165,36 +214,73 @@ mod tests {
     use super::*;
     use crate::drive::connection::tests::status;
 
+    fn at(seconds: u64) -> Instant {
+        static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        *START + Duration::from_secs(seconds)
+    }
+
+    fn generation(mut status: ResourceStatus, current: u64, past: u64) -> ResourceStatus {
+        let device = status.devices.get_mut(&0).unwrap();
+        device.current_uuid = Some(current);
+        device.history_uuids = vec![past];
+        device.primary_mark = true;
+        status
+    }
+
+    fn peer(status: &mut ResourceStatus) -> &mut PeerDevice {
+        status.connections[0].peer_devices.get_mut(&0).unwrap()
+    }
+
     #[test]
     fn generations_and_progress_come_from_the_look_and_states_from_the_stream() {
         let up = DiskState::UpToDate;
-        let mut stream = status(Role::Primary, Some(ConnState::Connecting), DiskState::Failed);
-        let mut look = status(Role::Primary, Some(ConnState::Connected), up);
-        let device = look.devices.get_mut(&0).unwrap();
-        device.current_uuid = Some(0x90);
-        device.history_uuids = vec![0x40];
-        device.primary_mark = true;
-        let peer = look.connections[0].peer_devices.get_mut(&0).unwrap();
-        peer.bitmap_uuid = Some(0x40);
-        peer.out_of_sync_bytes = Some(4096);
-        take_numbers(&mut stream, &look);
-        let device = &stream.devices[&0];
+        let stream = status(Role::Primary, Some(ConnState::Connecting), DiskState::Failed);
+        let look = status(Role::Primary, Some(ConnState::Connected), up);
+        let mut look = generation(look, 0x90, 0x40);
+        peer(&mut look).bitmap_uuid = Some(0x40);
+        peer(&mut look).out_of_sync_bytes = Some(4096);
+        let mut told = Told::default();
+        told.merge(at(1), Some(stream.clone()), None);
+        let mut merged = told.merge(at(3), Some(stream), Some((at(2), look))).unwrap();
+        let device = &merged.devices[&0];
         assert_eq!((device.current_uuid, device.primary_mark), (Some(0x90), true));
-        assert_eq!(device.history_uuids, [0x40]);
-        let peer = &stream.connections[0].peer_devices[&0];
+        assert_eq!((&device.history_uuids[..], device.disk), (&[0x40][..], DiskState::Failed));
+        assert_eq!(merged.connections[0].state, ConnState::Connecting);
+        let peer = peer(&mut merged);
         assert_eq!((peer.bitmap_uuid, peer.out_of_sync_bytes), (Some(0x40), Some(4096)));
-        assert_eq!(device.disk, DiskState::Failed);
-        assert_eq!(stream.connections[0].state, ConnState::Connecting);
+    }
+
+    #[test]
+    fn s2_an_event_that_repeats_an_old_generation_does_not_bring_it_back() {
+        let up = DiskState::UpToDate;
+        let of = |state| status(Role::Secondary, Some(state), up);
+        let stream = generation(of(ConnState::Connected), 0x50, 0x40);
+        let mut look = generation(stream.clone(), 0x90, 0x50);
+        peer(&mut look).out_of_sync_bytes = Some(4096);
+        let mut told = Told::default();
+        told.merge(at(1), Some(stream), None);
+        let current = |s: Option<ResourceStatus>| s.unwrap().devices[&0].current_uuid;
+        // The link is cut: the event is younger than the look, its generation is not.
+        let cut = generation(of(ConnState::StandAlone), 0x50, 0x40);
+        let mut merged = told.merge(at(3), Some(cut.clone()), Some((at(2), look.clone())));
+        assert_eq!(current(merged.clone()), Some(0x90));
+        let progress = peer(merged.as_mut().unwrap()).out_of_sync_bytes;
+        assert_ne!(progress, Some(4096), "progress of a connection that is gone");
+        // A generation that the stream does tell is younger than that look.
+        let told_anew = generation(cut, 0xa0, 0x90);
+        let look = Some((at(2), look));
+        assert_eq!(current(told.merge(at(4), Some(told_anew), look)), Some(0xa0));
     }
 
     #[test]
     fn a_look_without_a_disk_takes_no_generation_away() {
-        let mut stream = status(Role::Secondary, Some(ConnState::Connected), DiskState::UpToDate);
+        let stream = status(Role::Secondary, Some(ConnState::Connected), DiskState::UpToDate);
         let mut look = stream.clone();
         look.devices.get_mut(&0).unwrap().current_uuid = None;
         look.connections.clear();
-        let before = stream.clone();
-        take_numbers(&mut stream, &look);
-        assert_eq!(stream, before);
+        let mut told = Told::default();
+        told.merge(at(1), Some(stream.clone()), None);
+        let merged = told.merge(at(3), Some(stream.clone()), Some((at(2), look)));
+        assert_eq!(merged, Some(stream));
     }
 }

@@ -33,12 +33,16 @@ pub struct Svc {
     pub address: &'static str,
     /// Node that founds it.
     pub preferred: &'static str,
+    /// Of several that open at once, the greater first; nasd's own default is 50.
+    pub priority: u8,
 }
 
 /// The service of most scenarios.
-pub const VMS: Svc = Svc { name: "vms", drbd: "r0", address: "10.77.0.101", preferred: "nas1" };
+pub const VMS: Svc =
+    Svc { name: "vms", drbd: "r0", address: "10.77.0.101", preferred: "nas1", priority: 50 };
 /// The second service.
-pub const ISO: Svc = Svc { name: "iso", drbd: "r1", address: "10.77.0.102", preferred: "nas2" };
+pub const ISO: Svc =
+    Svc { name: "iso", drbd: "r1", address: "10.77.0.102", preferred: "nas2", priority: 90 };
 
 /// What `nasctl switchover --json` told.
 #[derive(Debug, Default)]
@@ -130,13 +134,14 @@ fn config(ctx: &Ctx, services: &[Svc], extra: &Extra) -> String {
     for s in services {
         text += &format!(
             "[[service]]\nname = \"{}\"\ndrbd = \"{}\"\ninterface = \"{}\"\naddresses = [\"{}/24\"]\n\
-             preferred = \"{}\"\nunsafe_write_cache = true\n\n  [[service.filesystem]]\n  volume = 0\n  \
+             preferred = \"{}\"\npriority = {}\nunsafe_write_cache = true\n\n  [[service.filesystem]]\n  volume = 0\n  \
              fstype = \"ext4\"\n  export = \"/{}\"\n  clients = [\"10.77.0.0/24\"]\n  no_root_squash = true\n\n",
             s.name,
             s.drbd,
             ctx.lab.engine().interface(),
             s.address,
             s.preferred,
+            s.priority,
             s.name
         );
     }

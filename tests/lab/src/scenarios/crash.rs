@@ -1,9 +1,10 @@
-//! Power cuts under load: `crash-active`, `crash-standby`. The node comes back by itself and becomes standby.
+//! Power cuts under load: `crash-active`, `crash-standby`, `crash-two-services`. The node comes back by itself and becomes standby.
 
 use std::time::Duration;
 
-use super::bed::{Bed, VMS};
-use super::recovery::other;
+use super::bed::{Bed, ISO, NAS, VMS};
+use super::cuts::nightly;
+use super::recovery::{PROMPT, WHOLE, one, other, serves, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 use crate::fault::Fault;
@@ -28,6 +29,13 @@ pub const STANDBY: Scenario = Scenario {
     clients: 2,
     run: |ctx| crashes(ctx, 5, false),
 };
+
+/// One node must open two services at once.
+pub const TWO: Scenario = nightly(
+    "crash-two-services",
+    "the owner of two services loses power, 3 times: the other opens the more important one first",
+    two,
+);
 
 /// Bounds of the stall of clients, ms: median and maximum when the owner dies, maximum when the standby does.
 const ACTIVE_P50: f64 = 2500.0;
@@ -68,4 +76,52 @@ fn crash(ctx: &mut Ctx, bed: &Bed, active: bool) -> Result<(Window, Window), Lab
     let (after, back) = bed.window(ctx, |ctx| bed.power_on(ctx, &victim))?;
     ctx.demand(after == serves, "the service stays where it is when the node returns");
     Ok((crash, back))
+}
+
+fn two(ctx: &mut Ctx) -> Result<(), LabError> {
+    let mut bed = Bed::up(ctx, &[VMS, ISO])?;
+    bed.pause_ms = 10;
+    bed.write(ctx)?;
+    let mut windows = Vec::new();
+    for _ in 0..3 {
+        let owner = both_on_one(ctx, &bed)?;
+        let (serves, window) =
+            bed.strike(ctx, |ctx| ctx.lab.fault(&Fault::PowerCut { node: owner.clone() }))?;
+        let order = opened(ctx, &serves)?;
+        ctx.report.notes.push(format!("{serves} opened {order}"));
+        let first = format!("{} {}", ISO.name, VMS.name);
+        ctx.demand(order == first, "the more important service is opened first");
+        windows.push(window);
+        ctx.lab.fault(&Fault::PowerOn { node: owner })?;
+    }
+    both_on_one(ctx, &bed)?;
+    bed.conclude(ctx, &windows)?;
+    // The second is opened after the first.
+    ctx.bound("stall max ms", ctx.report.stall_ms.max, 2.0 * ACTIVE_MAX);
+    Ok(())
+}
+
+/// Waits until both services are whole and brings the second one to the node of the first; its name.
+fn both_on_one(ctx: &mut Ctx, bed: &Bed) -> Result<String, LabError> {
+    let owner = bed.wait_whole(ctx, WHOLE)?;
+    until(ctx, "the second service to be whole", WHOLE, || {
+        let seen = NAS.map(|nas| one(ctx, nas, ISO));
+        let ready = |s: &Result<serde_json::Value, String>| {
+            s.as_ref().is_ok_and(|s| s["failover"].as_array().is_none_or(Vec::is_empty))
+        };
+        if seen.iter().all(ready) { Ok(()) } else { Err(format!("{seen:?}")) }
+    })?;
+    if !one(ctx, &owner, ISO).is_ok_and(|s| serves(&s)) {
+        let moved = bed.switchover(ctx, &owner, ISO, &[])?;
+        ctx.demand(moved.code == 0, "the second service moves to the node of the first");
+    }
+    Ok(owner)
+}
+
+/// The services in the order in which this node's nasd opened their gates, the last two times.
+fn opened(ctx: &Ctx, node: &str) -> Result<String, LabError> {
+    let script = "journalctl -u nasd -b -o cat | grep 'step=\"open-gate\"' | tail -n 2 \
+        | sed 's/.*service=\"\\([a-z]*\\)\".*/\\1/'";
+    let names = ctx.lab.sh(node, script, ctx.patience(PROMPT))?;
+    Ok(names.split_whitespace().collect::<Vec<_>>().join(" "))
 }

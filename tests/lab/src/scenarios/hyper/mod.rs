@@ -4,11 +4,17 @@
 
 mod domain;
 mod events;
+mod findings;
+mod held;
 mod hosts;
+mod hung;
 mod migrate;
 mod storm;
 mod under;
 
+pub use findings::{ADDRESS, CLOCK, LOCKSPACE, POOL, SOFT};
+pub use held::{CRASH, GRACE};
+pub use hung::{LIBVIRT, STORAGE};
 pub use migrate::MIGRATE;
 pub use storm::{BOTH, KILL};
 pub use under::SWITCHOVER;
