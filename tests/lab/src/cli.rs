@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
@@ -17,7 +17,7 @@ use crate::error::LabError;
 use crate::fault::Fault;
 use crate::lab::Lab;
 use crate::progress;
-use crate::report::ScenarioReport;
+use crate::round::{self, Count, Played, TEST_SLACK};
 use crate::scenarios::{self, Scenario};
 use crate::spec::Spec;
 use crate::state;
@@ -26,9 +26,6 @@ use crate::sys;
 
 /// Limit for `lab ssh` when none is given.
 const DEFAULT_LIMIT_S: u64 = 60;
-
-/// Time bounds are this much wider where the machine may be busy with other things.
-const TEST_SLACK: f64 = 5.0;
 
 /// Real NAS nodes and hypervisors on one machine.
 ///
@@ -209,7 +206,8 @@ fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
-fn line(text: &str) {
+/// A line on standard output, as `print`.
+pub(crate) fn line(text: &str) {
     print(&format!("{text}\n"));
 }
 
@@ -367,52 +365,28 @@ impl Cli {
     /// Everything is run, then counted.
     fn test(&self, tests: &Tests) -> Result<ExitCode, LabError> {
         let (checks, chosen) = tests.chosen()?;
-        let mut count = Count { total: checks.len() + chosen.len(), ..Count::default() };
+        let mut count = Count::of(checks.len() + chosen.len());
         let quiet = self.wants_quiet();
         for check in checks {
             count.begin(check.name, check.summary);
             let verdict = check.run();
             count.end(check.name, verdict.ok, verdict.took, &verdict.detail);
         }
-        let mut spec = self.play_spec(&tests.play);
+        let spec = self.play_spec(&tests.play);
         let mut reports = Vec::new();
-        for scenario in chosen {
-            count.begin(scenario.name, scenario.summary);
-            let begin = Instant::now();
-            let report = attempt(scenario, &spec);
+        let mut played = |count: &mut Count, p: Played| {
             if !quiet {
-                print(&scenarios::to_text(&report));
+                print(&scenarios::to_text(&p.report));
             }
-            count.end(scenario.name, report.ok, begin.elapsed(), "");
-            // Built once is enough, if it could be built.
-            spec.build &= report.engine.is_empty();
-            reports.push(report);
-        }
+            count.end(p.scenario.name, p.report.ok, p.took, "");
+            reports.push(p.report);
+        };
+        round::play(chosen, &spec, &mut count, &mut played);
         if let Some(file) = &tests.play.json {
             save(file, &json!(reports))?;
         }
         Ok(count.close(quiet))
     }
-}
-
-/// Plays one of many: whatever happens becomes a report, and nothing of its lab is left for the next.
-fn attempt(scenario: &Scenario, spec: &Spec) -> ScenarioReport {
-    let failed = |note: String| ScenarioReport {
-        scenario: scenario.name.to_owned(),
-        notes: vec![note],
-        ..ScenarioReport::default()
-    };
-    // A thread of its own: a scenario that panics must not keep the others from running.
-    let played = thread::scope(|s| s.spawn(|| scenario.play(spec, false, TEST_SLACK)).join());
-    let report = match played {
-        Ok(Ok(report)) => return report,
-        Ok(Err(e)) => failed(format!("could not run: {e}")),
-        Err(_) => failed("panicked, see above".to_owned()),
-    };
-    if let Err(e) = Lab::remove(&spec.name) {
-        eprintln!("lab: {e}");
-    }
-    report
 }
 
 impl Tests {
@@ -430,51 +404,6 @@ impl Tests {
         };
         let scenarios = scenarios::ALL.iter().filter(scenario).collect();
         Ok((checks::ALL.iter().filter(check).collect(), scenarios))
-    }
-}
-
-/// Counts checks and scenarios, and tells how they go.
-#[derive(Default)]
-struct Count {
-    total: usize,
-    passed: usize,
-    failed: Vec<&'static str>,
-}
-
-impl Count {
-    fn begin(&self, name: &str, summary: &str) {
-        let number = self.passed + self.failed.len() + 1;
-        eprintln!("[{number:>2}/{}] {name}: {summary}", self.total);
-    }
-
-    fn end(&mut self, name: &'static str, ok: bool, took: Duration, detail: &str) {
-        if ok {
-            self.passed += 1;
-        } else {
-            self.failed.push(name);
-        }
-        let verdict = if ok { "ok" } else { "FAILED" };
-        let detail = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
-        eprintln!("        {name}: {verdict}, {:.1} s{detail}", took.as_secs_f64());
-    }
-
-    /// The closing line: alone, last, and on standard error only if the report has standard output for itself.
-    /// Nothing was run: nothing has passed.
-    fn close(&self, quiet: bool) -> ExitCode {
-        if !self.failed.is_empty() {
-            eprintln!("failed: {}", self.failed.join(" "));
-        }
-        let text = format!("{} passed, {} failed", self.passed, self.failed.len());
-        if quiet {
-            eprintln!("{text}");
-        } else {
-            line(&text);
-        }
-        if self.failed.is_empty() && self.passed > 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -27,6 +27,7 @@ mod payload;
 mod pki;
 mod process;
 mod progress;
+mod round;
 mod spec;
 mod state;
 mod supervise;

@@ -149,6 +149,17 @@ pub const ALL: &[Scenario] = &[
     switchover::STOCK_KERNEL,
 ];
 
+/// Those in which nothing is timed: they may run beside each other.
+const UNTIMED: [&str; 7] = [
+    "boot",
+    "faults",
+    "switchover-busy",
+    "switchover-wrong-disk",
+    "nasd-killed-at-each-step",
+    "gate",
+    "both-power-cut",
+];
+
 /// The scenario that `lab demo` runs.
 pub const DEMO: &str = "demo";
 
@@ -169,6 +180,12 @@ pub fn find(name: &str) -> Result<&'static Scenario, LabError> {
 }
 
 impl Scenario {
+    /// Whether nothing in it is timed, so that another one may run beside it.
+    #[must_use]
+    pub fn is_untimed(&self) -> bool {
+        UNTIMED.contains(&self.name)
+    }
+
     /// Whether it runs on the engine that the user asks for, if any.
     #[must_use]
     pub fn runs_on(&self, asked: Option<Engine>) -> bool {
@@ -222,6 +239,7 @@ mod tests {
         let names: HashSet<_> = ALL.iter().map(|s| s.name).collect();
         assert_eq!(names.len(), ALL.len());
         assert!(find(DEMO).is_ok());
+        assert!(UNTIMED.iter().all(|name| find(name).is_ok()));
         assert!(matches!(find("none"), Err(LabError::NoScenario { .. })));
     }
 }
