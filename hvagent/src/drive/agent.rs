@@ -283,8 +283,8 @@ impl Agent {
         let asked = report.asked;
         match report.what {
             What::Read => self.event(now, mount, Event::Read { asked, answer }),
-            What::Open => self.event(now, mount, Event::FreshOpen { asked, answer }),
-            What::Prepare | What::Hold => {}
+            What::Open | What::Visit => self.event(now, mount, Event::FreshOpen { asked, answer }),
+            What::Prepare | What::Hold | What::Drop => {}
         }
     }
 
@@ -471,8 +471,21 @@ impl Agent {
         self.out.extend(orders.into_iter().map(Output::Order));
     }
 
+    /// Who keeps files open on a mount cannot be unmounted: only where guests do, or storage moves.
+    fn tell_use(&mut self) {
+        let mut changed = Vec::new();
+        for track in self.tracks.values_mut() {
+            let used = track.machine.phase() != Phase::Normal || track.census.0 > 0;
+            if std::mem::replace(&mut track.used, used) != used {
+                changed.push(Output::Probe(track.point.clone(), keeper::Input::Used(used)));
+            }
+        }
+        self.out.extend(changed);
+    }
+
     /// What follows from the state as it is now.
     fn finish(&mut self, now: Now) -> Vec<Output> {
+        self.tell_use();
         let held = self.tracks.values().any(|track| track.held);
         if std::mem::replace(&mut self.inhibited, held) != held {
             self.out.push(Output::Inhibit(held));

@@ -27,6 +27,7 @@ struct Host {
     answering: bool,
     /// What the prober was told last.
     probing: Probing,
+    used: bool,
     told: Vec<Said>,
     orders: Vec<Order>,
     phases: Vec<String>,
@@ -54,6 +55,7 @@ impl Host {
             mute: false,
             answering: true,
             probing: Probing::Rest,
+            used: true,
             told: vec![],
             orders: vec![],
             phases: vec![],
@@ -95,6 +97,7 @@ impl Host {
             match output {
                 Output::Tell(kind) => self.told.push(kind),
                 Output::Probe(_, keeper::Input::Probing(probing)) => self.probing = probing,
+                Output::Probe(_, keeper::Input::Used(used)) => self.used = used,
                 Output::Inhibit(held) => self.inhibited = held,
                 Output::Pace(pace) => self.pace = pace,
                 Output::State(state) => {
@@ -247,6 +250,21 @@ fn a_planned_move_goes_through_all_its_phases() {
     assert!(!host.inhibited && host.pace == Pace::Rest);
     assert_eq!(host.gate("/vm/1.raw"), Verdict::Allow);
     assert_eq!(host.agent.status(host.now).mounts[0].last_stalls.len(), 2);
+}
+
+#[test]
+fn a_mount_without_guests_can_be_unmounted_until_its_storage_moves() {
+    let mut host = Host::new();
+    host.hear(Input::Tick);
+    assert!(host.used);
+    host.readiness.guests = 0;
+    host.now += REACH_AGAIN;
+    host.hear(Input::Tick);
+    assert!(!host.used);
+    host.announce("nas1", 7);
+    assert!(host.used);
+    host.news("nas1", 7, Move::Withdrawn);
+    assert!(!host.used);
 }
 
 #[test]

@@ -56,6 +56,9 @@ pub struct Track {
     pub hands: Option<(MoveId, Readiness)>,
     /// Guests and migrations, as counted last.
     pub census: (u32, u32),
+    /// The prober was told that guests run there, or that storage moves; it takes that for granted at
+    /// its start.
+    pub used: bool,
     /// Why the machine did not take that announcement.
     pub refused: Option<(MoveId, NotReady)>,
     /// A verification is under way, and from when on it counts.
@@ -103,6 +106,7 @@ impl Track {
             asking: false,
             hands: None,
             census: (0, 0),
+            used: true,
             refused: None,
             verifying: None,
             verify_since: now,

@@ -89,6 +89,11 @@ impl Helper {
             What::Hold => self.hold(),
             What::Read => self.read(),
             What::Open => self.open(),
+            What::Drop => {
+                self.held = None;
+                Ok(())
+            }
+            What::Visit => self.visit(),
         };
         let took_us = u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX);
         let outcome = match done {
@@ -140,14 +145,26 @@ impl Helper {
     }
 
     fn open(&mut self) -> Result<(), Errno> {
-        let held = self.held.as_ref().ok_or(Errno::BADF)?;
+        let name = self.fresh_name();
+        open_fresh(&self.held.as_ref().ok_or(Errno::BADF)?.root, &name)
+    }
+
+    fn visit(&mut self) -> Result<(), Errno> {
+        let name = self.fresh_name();
+        open_fresh(&self.root()?, &name)
+    }
+
+    fn fresh_name(&mut self) -> String {
         self.opens = self.opens.saturating_add(1);
-        let name = format!(".hvagent-fresh-{}-{:x}-{}", std::process::id(), self.salt, self.opens);
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(&held.root, name, flags, Mode::empty()) {
-            Ok(_) | Err(Errno::NOENT) => Ok(()),
-            Err(other) => Err(other),
-        }
+        format!(".hvagent-fresh-{}-{:x}-{}", std::process::id(), self.salt, self.opens)
+    }
+}
+
+fn open_fresh(root: &OwnedFd, name: &str) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(root, name, flags, Mode::empty()) {
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(other) => Err(other),
     }
 }
 
@@ -188,6 +205,17 @@ mod tests {
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(names.len(), 1, "only the probe file is there");
         assert_eq!(ask(&mut h, &[What::Prepare]), [Outcome::Good], "and may be there already");
+    }
+
+    #[test]
+    fn a_visit_keeps_nothing_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut h = Helper::new(target(dir.path()));
+        let kept = [What::Prepare, What::Visit, What::Hold, What::Read];
+        assert_eq!(ask(&mut h, &kept), [Outcome::Good; 4]);
+        assert_eq!(ask(&mut h, &[What::Drop, What::Visit]), [Outcome::Good; 2]);
+        assert!(h.held.is_none());
+        assert_eq!(ask(&mut h, &[What::Read, What::Open]), [errno(9), errno(9)]);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub enum Input {
     Probing(Probing),
     /// The descriptor is of no use: open it anew.
     Rehold,
+    /// Guests run there, or the storage moves. Where neither is so nothing is kept open between two
+    /// probes: the mount can be unmounted.
+    Used(bool),
     /// The transports say since when the storage has answered; `None` while it does not.
     Answering(Option<Now>),
     /// A helper has said something; `None`: not of the protocol.
@@ -112,6 +115,7 @@ struct Helper {
 pub struct Keeper {
     timing: Timing,
     probing: Probing,
+    used: bool,
     answering: Option<Now>,
     helper: Option<Helper>,
     undead: BTreeSet<Generation>,
@@ -127,6 +131,7 @@ impl Keeper {
         Self {
             timing,
             probing: Probing::Rest,
+            used: true,
             answering: None,
             helper: None,
             undead: BTreeSet::new(),
@@ -178,6 +183,7 @@ impl Keeper {
                     helper.not_before = now;
                 }
             }
+            Input::Used(used) => self.use_changed(now, used),
             Input::Answering(since) => self.answering = since,
             Input::Said(generation, reply) => return self.said(now, generation, reply),
             Input::Ended(generation) => self.ended(now, generation),
@@ -192,6 +198,14 @@ impl Keeper {
             if let Some(helper) = self.helper.as_mut() {
                 helper.not_before = helper.not_before.min(now);
             }
+        }
+    }
+
+    fn use_changed(&mut self, now: Now, used: bool) {
+        if std::mem::replace(&mut self.used, used) != used
+            && let Some(helper) = self.helper.as_mut()
+        {
+            helper.not_before = helper.not_before.min(now);
         }
     }
 
@@ -216,7 +230,7 @@ impl Keeper {
         let good = reply.outcome == Outcome::Good;
         helper.open = None;
         let pause = match (open.what, good, self.probing) {
-            (What::Prepare | What::Hold, true, _) => Duration::ZERO,
+            (What::Prepare | What::Hold | What::Drop, true, _) => Duration::ZERO,
             (_, false, _) => timing.again,
             (_, true, Probing::Rest) => timing.rest,
             (_, true, Probing::Reads | Probing::Opens) => timing.quick,
@@ -226,7 +240,9 @@ impl Keeper {
             // A share that is read-only for us may still have the file.
             What::Prepare => helper.prepared = true,
             What::Hold => helper.holds = good,
+            What::Drop => helper.holds = false,
             What::Read | What::Open => helper.last = open.what,
+            What::Visit => {}
         }
         Some(Action::Report { what: open.what, asked: open.asked, outcome: reply.outcome })
     }
@@ -241,8 +257,8 @@ impl Keeper {
     fn end_of_patience(&self, open: Open) -> Now {
         let hopeless = open.asked.saturating_add(self.timing.hopeless);
         let patience = match open.what {
-            What::Read => self.timing.read,
-            What::Prepare | What::Hold | What::Open => self.timing.open,
+            What::Read | What::Drop => self.timing.read,
+            What::Prepare | What::Hold | What::Open | What::Visit => self.timing.open,
         };
         let answering = self.answering.map(|a| a.max(open.asked).saturating_add(patience));
         answering.map_or(hopeless, |end| end.min(hopeless))
@@ -272,12 +288,12 @@ impl Keeper {
     }
 
     fn ask(&mut self, now: Now) -> Option<Action> {
-        let probing = self.probing;
+        let (probing, used) = (self.probing, self.used);
         let helper = self.helper.as_mut()?;
         if helper.open.is_some() || now < helper.not_before {
             return None;
         }
-        let what = next(helper, probing);
+        let what = next(helper, probing, used);
         self.ids = self.ids.saturating_add(1);
         helper.open = Some(Open { id: self.ids, what, asked: now });
         Some(Action::Ask(helper.generation, Request { id: self.ids, what }))
@@ -285,8 +301,10 @@ impl Keeper {
 }
 
 /// The file is made at rest only: making one waits for grace, and the read does not.
-fn next(helper: &Helper, probing: Probing) -> What {
+fn next(helper: &Helper, probing: Probing, used: bool) -> What {
     match (helper.holds, helper.prepared, probing) {
+        (true, _, Probing::Rest) if !used => What::Drop,
+        (false, true, Probing::Rest) if !used => What::Visit,
         (false, false, Probing::Rest) => What::Prepare,
         (false, _, _) => What::Hold,
         (true, _, Probing::Reads) => What::Read,

@@ -49,6 +49,28 @@ fn at_rest_reads_and_opens_take_turns() {
 }
 
 #[test]
+fn a_mount_without_guests_is_not_kept_open() {
+    let mut k = holding();
+    let (_, drop) = asked(&k.step(s(2), Input::Used(false))).unwrap();
+    let (_, visit) = asked(&k.step(s(2), Input::Said(1, good(drop.id)))).unwrap();
+    assert_eq!([drop.what, visit.what], [What::Drop, What::Visit]);
+    k.step(s(2), Input::Said(1, good(visit.id)));
+    assert_eq!(asked(&k.step(s(12), Input::Tick)).unwrap().1.what, What::Visit);
+}
+
+#[test]
+fn a_mount_that_gets_guests_or_moves_is_held_at_once() {
+    let mut unused = holding();
+    let (_, drop) = asked(&unused.step(s(2), Input::Used(false))).unwrap();
+    let (_, visit) = asked(&unused.step(s(2), Input::Said(1, good(drop.id)))).unwrap();
+    unused.step(s(2), Input::Said(1, good(visit.id)));
+    for input in [Input::Used(true), Input::Probing(Probing::Reads)] {
+        let mut k = unused.clone();
+        assert_eq!(asked(&k.step(s(3), input)).unwrap().1.what, What::Hold);
+    }
+}
+
+#[test]
 fn a_move_is_probed_at_once_and_quickly() {
     let mut k = holding();
     let (_, read) = asked(&k.step(s(2), Input::Probing(Probing::Reads))).unwrap();

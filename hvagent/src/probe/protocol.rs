@@ -20,6 +20,10 @@ pub enum What {
     Read,
     /// Open a name that has never been there: only the server can say that it is not.
     Open,
+    /// Close what is kept.
+    Drop,
+    /// As [`What::Open`], and keep nothing.
+    Visit,
 }
 
 /// Agent to helper.

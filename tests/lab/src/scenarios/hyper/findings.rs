@@ -25,7 +25,7 @@ pub const POOL: Scenario = cuts::nightly(
                 code: "pool-mismatch",
                 breaks: "virsh -q pool-dumpxml vms > /run/vms.xml; virsh -q pool-destroy vms; \
                      virsh -q pool-undefine vms; \
-                     mount -t nfs4 -o vers=4.2,hard 10.77.0.101:/vms /mnt/vms; \
+                     mount -t nfs4 -o vers=4.2,hard 10.77.0.101:/vms /mnt/vms || exit; \
                      sed 's#/vms#/other#' /run/vms.xml > /run/other.xml; \
                      virsh -q pool-define /run/other.xml",
                 remedy: "virsh pool-define",
@@ -121,7 +121,7 @@ fn find(ctx: &mut Ctx, wrong: &Wrong) -> Result<(), LabError> {
 
 fn soft(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut hyper = Hyper::up(ctx, None)?;
-    let remount = "umount /mnt/vms; mount -t nfs4 -o vers=4.2,soft 10.77.0.101:/vms /mnt/vms";
+    let remount = "umount /mnt/vms && mount -t nfs4 -o vers=4.2,soft 10.77.0.101:/vms /mnt/vms";
     gone(ctx, None, "mount-soft")?;
     ctx.lab.sh(BROKEN, remount, ctx.patience(WHOLE))?;
     let finding = found(ctx, None, "mount-soft")?;
