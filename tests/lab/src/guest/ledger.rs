@@ -28,6 +28,8 @@ pub struct Change {
     pub from: String,
     /// Where it is.
     pub to: String,
+    /// Wall clock of the last line from where it was, ns.
+    pub since_ns: u64,
     /// Wall clock of the first line from there, ns.
     pub at_ns: u64,
 }
@@ -43,6 +45,7 @@ pub struct Ledger {
     /// The newest write whose end was told.
     ended: Option<u64>,
     host: Option<String>,
+    told_ns: u64,
     changes: Vec<Change>,
     starts: u64,
     repeated: u64,
@@ -67,6 +70,7 @@ impl Ledger {
             begun: None,
             ended: None,
             host: None,
+            told_ns: 0,
             changes: Vec::new(),
             starts: 0,
             repeated: 0,
@@ -101,8 +105,9 @@ impl Ledger {
 
     fn seen_on(&mut self, host: &str, at: Moment) {
         let before = self.host.replace(host.to_owned());
+        let since_ns = std::mem::replace(&mut self.told_ns, at.wall_ns);
         if let Some(from) = before.filter(|from| from != host) {
-            self.changes.push(Change { from, to: host.to_owned(), at_ns: at.wall_ns });
+            self.changes.push(Change { from, to: host.to_owned(), since_ns, at_ns: at.wall_ns });
         }
     }
 
@@ -287,7 +292,9 @@ mod tests {
         say(&mut ledger, "hv1", 1, 1000);
         say(&mut ledger, "hv2", 2, 1500);
         say(&mut ledger, "hv2", 3, 1510);
-        let change = Change { from: "hv1".into(), to: "hv2".into(), at_ns: at(1500).wall_ns };
+        let (from, to) = ("hv1".into(), "hv2".into());
+        let (since_ns, at_ns) = (at(1000).wall_ns, at(1500).wall_ns);
+        let change = Change { from, to, since_ns, at_ns };
         assert_eq!((ledger.changes(), ledger.repeated()), (&[change][..], 0));
         let gap = ledger.stats(false).gaps.into_iter().find(|g| g.start_ns == at(1000).wall_ns);
         assert!((gap.unwrap().ms - 500.0).abs() < 1e-6);

@@ -12,6 +12,7 @@ use crate::blocks::{WriterId, wall_ns};
 use crate::client::Job;
 use crate::error::LabError;
 use crate::guest::console::{ADDRESS, Console};
+use crate::guest::ledger::Change;
 use crate::guest::{BLOCK_SIZE, BLOCKS, PAUSE_VARIABLE, WRITER_VARIABLE, disk_name};
 use crate::report::{GuestReport, Migrations, Percentiles, Window};
 
@@ -151,6 +152,12 @@ impl Hyper {
         let migrated = Migration::begin(ctx, &self.name, &from)?.end(ctx)?;
         self.count(&migrated);
         Ok(migrated)
+    }
+
+    /// All changes of the guest's host so far.
+    #[must_use]
+    pub fn changes(&self) -> Vec<Change> {
+        self.console.look(|l| l.changes().to_vec())
     }
 
     /// Name of the guest.
