@@ -67,13 +67,15 @@ impl Told {
         if self.generations != generations || self.renewed.is_none() {
             (self.generations, self.renewed) = (generations, Some(now));
         }
-        if let (Some(status), Some((began, seen))) = (&mut status, look) {
+        let Some(new) = &mut status else { return None };
+        forget_progress(new);
+        if let Some((began, seen)) = look {
             let younger = |told: Option<Instant>| told.is_none_or(|told| began > told);
             if younger(self.renewed) {
-                take_generations(status, &seen);
+                take_generations(new, &seen);
             }
             if younger(self.changed) {
-                take_progress(status, &seen);
+                take_progress(new, &seen);
             }
         }
         status
@@ -185,11 +187,16 @@ fn take_generations(status: &mut ResourceStatus, seen: &ResourceStatus) {
     });
 }
 
+/// The stream's number is that of its own beginning (8.4), or of some moment since.
+fn forget_progress(status: &mut ResourceStatus) {
+    for peer in status.connections.iter_mut().flat_map(|c| c.peer_devices.values_mut()) {
+        peer.out_of_sync_bytes = None;
+    }
+}
+
 /// Takes a resynchronisation's progress from a look that is younger than the last event.
 fn take_progress(status: &mut ResourceStatus, seen: &ResourceStatus) {
-    each_peer(status, seen, |peer, found| {
-        peer.out_of_sync_bytes = found.out_of_sync_bytes.or(peer.out_of_sync_bytes);
-    });
+    each_peer(status, seen, |peer, found| peer.out_of_sync_bytes = found.out_of_sync_bytes);
 }
 
 fn each_peer(
@@ -265,7 +272,7 @@ mod tests {
         let mut merged = told.merge(at(3), Some(cut.clone()), Some((at(2), look.clone())));
         assert_eq!(current(merged.clone()), Some(0x90));
         let progress = peer(merged.as_mut().unwrap()).out_of_sync_bytes;
-        assert_ne!(progress, Some(4096), "progress of a connection that is gone");
+        assert_eq!(progress, None, "progress of a connection that is gone");
         // A generation that the stream does tell is younger than that look.
         let told_anew = generation(cut, 0xa0, 0x90);
         let look = Some((at(2), look));
@@ -281,6 +288,8 @@ mod tests {
         let mut told = Told::default();
         told.merge(at(1), Some(stream.clone()), None);
         let merged = told.merge(at(3), Some(stream.clone()), Some((at(2), look)));
+        let mut stream = stream;
+        peer(&mut stream).out_of_sync_bytes = None;
         assert_eq!(merged, Some(stream));
     }
 }

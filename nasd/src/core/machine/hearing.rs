@@ -21,7 +21,10 @@ impl Machine {
         track(&mut self.since.disconnected, known && !view.connected);
         track(&mut self.since.failed, known && view.local_failed);
         if let Some(bytes) = view.missing_bytes {
-            let begun = self.since.resync.filter(|_| self.drbd.missing_bytes.is_some());
+            // A number that is greater than the first one is of another beginning, or that one was of no
+            // resynchronisation yet.
+            let same = |first: u64| self.drbd.resync && bytes <= first;
+            let begun = self.since.resync.filter(|(first, _)| same(first.1));
             let (first, last) = begun.unwrap_or(((now, bytes), (now, bytes)));
             // An event may carry an older number than the look before it.
             let last = if bytes <= last.1 { (now, bytes) } else { last };

@@ -504,8 +504,8 @@ fn a_refusal_tells_how_long_the_resynchronisation_would_have_taken() {
     let mut world = World::new();
     world.nodes[1].disk_failed = true;
     world.run_for(500);
-    // The last one is an event with the number of the time before.
-    for (seconds, mib) in [(0, 100_u64), (2, 80), (1, 100)] {
+    // The first is of before the replicas were compared, the last of an event that repeats an old number.
+    for (seconds, mib) in [(0, 0_u64), (1, 100), (2, 80), (1, 100)] {
         world.now += Duration::from_secs(seconds);
         let view = DrbdView { missing_bytes: Some(mib << 20), resync: true, ..world.view(1) };
         world.feed(1, Event::Drbd(view));
