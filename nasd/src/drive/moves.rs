@@ -286,7 +286,8 @@ async fn announce_own_move(hands: &Hands, epoch: u64) -> Result<(), String> {
     if hands.agents.standing(service).await.is_some() {
         return Ok(());
     }
-    let unfit = hands.health.borrow().is_some();
+    // A gate that has shut by itself for an error of the volume comes before the judgement.
+    let unfit = hands.health.borrow().is_some() || hands.gate_left().is_none();
     let wait = if unfit { UNFIT_WAIT } else { FAILBACK_WAIT };
     let predicted_stall_ms = u32::try_from(FIRST_GUESS_MS).unwrap_or(u32::MAX);
     let terms = Terms { epoch, wait, keep: KEEP, force: unfit, predicted_stall_ms };
