@@ -15,7 +15,7 @@ use super::StreamId;
 use super::hosts::{Host, Hosts};
 use super::number::{MoveId, Numbers};
 use super::readiness::{self, Question, Standing};
-use super::services::{Said, Service, Terms};
+use super::services::{Announcement, Said, Service, Terms};
 use super::status::{self, Hypervisors};
 use super::tame;
 use crate::core::preflight::Finding;
@@ -146,11 +146,28 @@ impl Book {
     #[must_use]
     pub fn verdict(&self, now: Now, name: &str) -> Option<Vec<Finding>> {
         let a = self.services.get(name)?.announced()?;
+        self.judged(now, name, a, a.deadline)
+    }
+
+    /// What speaks against the announced move by now, after it was found ready; `None`: none is announced.
+    #[must_use]
+    pub fn standing(&self, now: Now, name: &str) -> Option<Vec<Finding>> {
+        let a = self.services.get(name)?.announced()?;
+        Some(self.judged(now, name, a, now).unwrap_or_default())
+    }
+
+    fn judged(
+        &self,
+        now: Now,
+        name: &str,
+        a: &Announcement,
+        deadline: Now,
+    ) -> Option<Vec<Finding>> {
         let question = Question {
             service: name,
             node: &self.me,
             now,
-            deadline: a.deadline,
+            deadline,
             began: a.began,
             force: a.force,
             predicted_stall_ms: a.predicted_stall_ms,

@@ -83,6 +83,26 @@ fn only_hosts_with_the_service_mounted_must_be_ready() {
 }
 
 #[test]
+fn s11_a_host_that_was_ready_and_is_not_any_more_speaks_against_the_move() {
+    let mut book = book(&[]);
+    attach(&mut book, s(0), "hv1", 1, "vms");
+    assert_eq!(book.standing(s(0), "vms"), None, "nothing is announced");
+    for force in [false, true] {
+        let (id, _) = announce(&mut book, s(1), force);
+        ready(&mut book, s(2), 1, id);
+        assert_eq!(book.standing(s(2), "vms"), Some(vec![]));
+        let said = Readiness { service: "vms".into(), move_id: id, ..Readiness::default() };
+        book.heard(s(3), 1, Kind::Readiness(said));
+        let found = book.standing(s(3), "vms").unwrap();
+        assert_eq!(
+            found.iter().map(|f| (f.code, f.refuses)).collect::<Vec<_>>(),
+            [("hypervisor-not-ready", !force)]
+        );
+        book.say(s(4), "vms", Said::Withdrawn { epoch: 7 });
+    }
+}
+
+#[test]
 fn s12_a_host_that_has_not_told_its_mounts_may_have_it_mounted() {
     let mut book = book(&[]);
     book.attach(s(0), "hv1", "1", 1).unwrap();

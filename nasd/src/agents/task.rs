@@ -63,6 +63,7 @@ enum Command {
     Announce(Ask, oneshot::Sender<Vec<Finding>>),
     Look { service: String, predicted_ms: u32, force: bool, reply: oneshot::Sender<Vec<Finding>> },
     Abort(String, oneshot::Sender<bool>),
+    Standing(String, oneshot::Sender<Option<Vec<Finding>>>),
     Moving { service: String, epoch: u64, reply: oneshot::Sender<MoveId> },
     Stalls { service: String, until: Instant, reply: oneshot::Sender<Vec<HostStall>> },
     Status(oneshot::Sender<BTreeMap<String, Hypervisors>>),
@@ -136,6 +137,13 @@ impl Agents {
     pub async fn abort(&self, service: &str) -> bool {
         let service = service.to_owned();
         self.ask(ANSWER, |reply| Command::Abort(service, reply)).await.unwrap_or(false)
+    }
+
+    /// What speaks against the announced move by now; `None`: none is announced.
+    pub async fn standing(&self, service: &str) -> Option<Vec<Finding>> {
+        let service = service.to_owned();
+        let told = self.ask(ANSWER, |reply| Command::Standing(service, reply)).await;
+        told.unwrap_or_else(|| Some(vec![unknown()]))
     }
 
     /// The number of the move that now begins; 0 when it is not told in time.
@@ -255,6 +263,9 @@ impl Task {
                 drop(reply.send(self.book.look(now, &service, predicted_ms, force)));
             }
             Command::Abort(service, reply) => drop(reply.send(self.abort(&service))),
+            Command::Standing(service, reply) => {
+                let _ = reply.send(self.book.standing(now, &service));
+            }
             Command::Moving { service, epoch, reply } => {
                 let _ = reply.send(self.book.moving(now, unix_s(), &service, epoch));
             }

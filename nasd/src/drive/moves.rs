@@ -28,6 +28,12 @@ const STALE: Duration = Duration::from_secs(1);
 /// How long an announcement is kept up beyond the move's own limit: warming has limits of its own.
 const KEEP: Duration = Duration::from_secs(60);
 
+/// How long failback waits for hypervisors: half of the time that such a move has to the demotion
+/// ([`crate::core::machine::AUTO_MOVE`]).
+const FAILBACK_WAIT: Duration = Duration::from_secs(5);
+/// The same for an owner that is not fit to serve: long enough for hosts that are ready.
+const UNFIT_WAIT: Duration = Duration::from_secs(1);
+
 /// An operator's request.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -250,6 +256,7 @@ pub fn proto(finding: &Finding) -> ProtoFinding {
 /// # Errors
 /// The reason in words, when the target is not ready or the volume cannot be written back.
 pub async fn warm(hands: &Hands, epoch: u64) -> Result<(), String> {
+    announce_own_move(hands, epoch).await?;
     let (began, start) = (SystemTime::now(), Instant::now());
     hands.refresh_connections().await;
     let request = PrepareRequest {
@@ -265,10 +272,36 @@ pub async fn warm(hands: &Hands, epoch: u64) -> Result<(), String> {
     if !reply.ready {
         return Err(format!("the target is not ready: {}", reply.reason));
     }
+    still_ready(hands).await?;
     let detail = format!("{passes} syncfs passes");
     hands.timeline.step(&hands.me.0, "warm", began, start.elapsed(), detail);
     super::failpoint::hit("step:warm");
     Ok(())
+}
+
+/// A move that no operator has asked for (failback, an unfit owner) is announced here, as late as others are
+/// early (S11). Failback waits for another day where a hypervisor is not ready; an unfit owner does not.
+async fn announce_own_move(hands: &Hands, epoch: u64) -> Result<(), String> {
+    let service = &hands.service.name;
+    if hands.agents.standing(service).await.is_some() {
+        return Ok(());
+    }
+    // A gate that has shut by itself for an error of the volume comes before the judgement.
+    let unfit = hands.health.borrow().is_some() || hands.gate_left().is_none();
+    let wait = if unfit { UNFIT_WAIT } else { FAILBACK_WAIT };
+    let predicted_stall_ms = u32::try_from(FIRST_GUESS_MS).unwrap_or(u32::MAX);
+    let terms = Terms { epoch, wait, keep: KEEP, force: unfit, predicted_stall_ms };
+    refused(&hands.agents.announce(Ask { service: service.clone(), terms }).await)
+}
+
+/// The last look before the cut: a migration may have begun since all were ready.
+async fn still_ready(hands: &Hands) -> Result<(), String> {
+    refused(&hands.agents.standing(&hands.service.name).await.unwrap_or_default())
+}
+
+fn refused(found: &[Finding]) -> Result<(), String> {
+    let against: Vec<_> = found.iter().filter(|f| f.refuses).map(|f| f.evidence.as_str()).collect();
+    if against.is_empty() { Ok(()) } else { Err(against.join("; ")) }
 }
 
 async fn write_back(hands: &Hands) -> Result<u32, String> {
