@@ -137,6 +137,7 @@ pub const ALL: &[Scenario] = &[
     hyper::BOTH,
     hyper::KILL,
     hyper::GRACE,
+    hyper::MARGIN,
     hyper::CRASH,
     hyper::LIBVIRT,
     hyper::STORAGE,
