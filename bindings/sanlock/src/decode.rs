@@ -27,6 +27,8 @@ const CLIENT: u32 = 2;
 const LOCKSPACE: u32 = 3;
 const RESOURCE: u32 = 4;
 const RENEWAL: u32 = 6;
+/// A thread of the daemon's pool, told by 3.9 and later behind the daemon itself: a text, and nothing after it.
+const WORKER: u32 = 7;
 
 /// The answer to the version command.
 pub fn version(from: &mut impl Read) -> Result<Version> {
@@ -58,6 +60,7 @@ pub fn status(from: &mut impl Read) -> Result<Status> {
 fn keep(status: &mut Status, record: Record) -> Result<()> {
     match record {
         Record::Daemon(_) => return Err(unexpected("status", DAEMON)),
+        Record::Worker => {}
         Record::Holder(holder) => status.holders.push(holder),
         Record::Lockspace(lockspace) => status.lockspaces.push(lockspace),
         Record::Resource(resource) => status.resources.push(resource),
@@ -139,6 +142,7 @@ fn header(from: &mut impl Read, command: Command) -> Result<Header> {
 /// A record of the status answer.
 enum Record {
     Daemon(Daemon),
+    Worker,
     Holder(Holder),
     Lockspace(Lockspace),
     Resource(Resource),
@@ -157,6 +161,7 @@ fn next_record(from: &mut impl Read) -> Result<Option<Record>> {
     let text = text(from, &state)?;
     Ok(Some(match state.kind {
         DAEMON => Record::Daemon(daemon(&text)?),
+        WORKER => Record::Worker,
         CLIENT => Record::Holder(holder(&state, &text)?),
         LOCKSPACE => Record::Lockspace(lockspace(from, &text)?),
         RESOURCE => Record::Resource(resource(from, &state, &text)?),

@@ -25,8 +25,8 @@ fn s12_a_status_cut_anywhere_but_between_records_is_an_error() {
     let ends = boundaries();
     assert_eq!(
         ends.len(),
-        5,
-        "after the daemon, two processes, the lockspace, the lease: {ends:?}"
+        6,
+        "after the daemon, a worker, two processes, the lockspace, the lease: {ends:?}"
     );
     let full = full_status().0;
     for end in (0..full.len()).filter(|end| !ends.contains(end)) {

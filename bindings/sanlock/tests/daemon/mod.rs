@@ -98,6 +98,7 @@ pub const PATH: &str = "/var/lib/libvirt/sanlock/__LIBVIRT__DISKS__";
 pub fn full_status() -> Answer {
     Answer::header(5, 32, 0, 0)
         .state(1, 0, 0, "4c4c4544-0042.hv1", DAEMON)
+        .state(7, 0, 0, "", "cmd_last=acquire busy=0 work_count=4 io_count=7 to_count=0")
         .state(2, u32::MAX, 0, "listener", &CLIENT.replace("4711", "-1"))
         .state(2, 4711, 0, "guest1", CLIENT)
         .state(3, 0, 1, NAME, LOCKSPACE)

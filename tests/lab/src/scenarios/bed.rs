@@ -79,6 +79,15 @@ impl Moved {
             .collect()
     }
 
+    /// How it ended, in one line: for a refusal with what was seen.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let findings = self.events.iter().filter_map(|e| e["findings"].as_array()).flatten();
+        let evidence = findings.filter(|f| f["refuses"] == true).map(|f| f["evidence"].to_string());
+        let evidence: Vec<_> = evidence.collect();
+        format!("{} {} {}", self.outcome(), self.message(), evidence.join("; "))
+    }
+
     /// Durations of the steps in microseconds, by name.
     pub fn steps(&self) -> impl Iterator<Item = (&str, u64)> {
         self.events.iter().filter_map(|e| Some((e["name"].as_str()?, e["took_us"].as_u64()?)))

@@ -112,7 +112,7 @@ fn in_grace(ctx: &mut Ctx) -> Result<(), LabError> {
     ctx.lab.fault(&Fault::PowerCut { node: "hv3".to_owned() })?;
     let moved = hyper.bed.switchover(ctx, "nas1", VMS, &["--force"])?;
     ctx.report.moves += 1;
-    ctx.demand(moved.code == 0, &format!("the move succeeds: {}", moved.message()));
+    ctx.demand(moved.code == 0, &format!("the move succeeds: {}", moved.words()));
     let to = super::domain::other(&hyper.host());
     let start_ns = crate::blocks::wall_ns();
     let migration = Migration::begin(ctx, hyper.name(), &hyper.host())?;

@@ -86,7 +86,7 @@ fn libvirt(ctx: &mut Ctx) -> Result<(), LabError> {
     ctx.bound("answer of the agent ms", Some(told.1), ANSWER);
     let moved = hyper.bed.switchover(ctx, "nas1", VMS, &["--force"])?;
     ctx.report.moves += 1;
-    ctx.demand(moved.code == 0, &format!("the forced move succeeds: {}", moved.message()));
+    ctx.demand(moved.code == 0, &format!("the forced move succeeds: {}", moved.words()));
     // Guests cannot be looked at, so that the mount is not said to be well.
     let seen = until(ctx, "the agent to have followed the move", SERVED, || {
         let seen = phases(ctx, ON, 8).map_err(|e| e.to_string())?;

@@ -35,8 +35,7 @@ fn margin(ctx: &mut Ctx) -> Result<(), LabError> {
     let moved = hyper.bed.switchover(ctx, "nas1", VMS, &["--wait", "60"])?;
     ctx.report.moves += 1;
     let good = moved.code == 0 && moved.outcome() == "moved";
-    let words = format!("{} {} {:?}", moved.outcome(), moved.message(), moved.refusals());
-    ctx.demand(good, &format!("a move inside the margin: {words}"));
+    ctx.demand(good, &format!("a move inside the margin: {}", moved.words()));
     hyper.bed.wait_served(ctx, VMS, SERVED)?;
     hyper.settle(ctx)?;
     let start_ns = wall_ns();

@@ -84,15 +84,7 @@ fn both_at_once(ctx: &mut Ctx) -> Result<(), LabError> {
         ctx.report.moves += 1;
         let good = moved.code == 0 && moved.outcome() == "moved";
         ctx.report.failed += u64::from(!good);
-        ctx.demand(
-            good,
-            &format!(
-                "{ms} ms: move: {} {} {:?}",
-                moved.outcome(),
-                moved.message(),
-                moved.refusals()
-            ),
-        );
+        ctx.demand(good, &format!("{ms} ms: move: {}", moved.words()));
         ctx.demand(migrated.ok, &format!("{ms} ms: the migration is done: {}", migrated.words));
         hyper.bed.wait_served(ctx, VMS, SERVED)?;
         hyper.settle(ctx)?;

@@ -25,7 +25,7 @@ fn under_vm(ctx: &mut Ctx) -> Result<(), LabError> {
         ctx.report.moves += 1;
         let good = moved.code == 0 && moved.outcome() == "moved";
         ctx.report.failed += u64::from(!good);
-        let what = format!("move {number}: {} {}", moved.outcome(), moved.message());
+        let what = format!("move {number}: {}", moved.words());
         ctx.demand(good, &what);
         windows.extend(moved.window);
         hyper.bed.wait_served(ctx, VMS, Duration::from_secs(20))?;
