@@ -29,6 +29,30 @@ pub use parse::{ClientInfo, PoolStats, VersionSet};
 /// follow switch version 4 on again with just themselves (`__write_versions`).
 const VERSIONS: &str = "-2 -3 -4 +4.1 +4.2\n";
 
+/// Whether this node's kernel grants leases on files, which delegations are made of (`leases_enable` of
+/// `fs/locks.c`).
+pub const LEASES: &str = "/proc/sys/fs/leases-enable";
+
+/// Switches delegations off, on the whole node; those that are out stay. `file` is [`LEASES`].
+///
+/// The kernel grants one with any reclaimed open (`nfs4_open_delegation`, `CLAIM_PREVIOUS`), also for a file
+/// that another client is about to reclaim. It then recalls it; to return it, its holder must open what it has
+/// open, which grace forbids; and the other's reclaim waits for that. Two hosts with one file open (sanlock's
+/// lockspace) so lose the whole grace, and their locks at its end (S7).
+///
+/// # Errors
+/// [`Error::Control`]; [`Error::Unreadable`] when the kernel keeps another value.
+pub fn without_delegations(file: &Path) -> Result<()> {
+    if files::read_number(file)? == 0 {
+        return Ok(());
+    }
+    files::write(file, "0\n")?;
+    match files::read(file)? {
+        found if found.trim() == "0" => Ok(()),
+        found => Err(files::unreadable(file, &found)),
+    }
+}
+
 /// Settings of a server; all of them must be in force before it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -291,6 +315,21 @@ mod tests {
         assert_eq!(before, fs::metadata(&file).unwrap().modified().unwrap());
         fake(dir.path()).set_seconds("nfsv4leasetime", 20).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "20\n");
+    }
+
+    #[test]
+    fn delegations_are_switched_off_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("leases-enable");
+        assert!(matches!(without_delegations(&file), Err(Error::Control { .. })), "S12");
+        fs::write(&file, "1\n").unwrap();
+        without_delegations(&file).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "0\n");
+        let before = fs::metadata(&file).unwrap().modified().unwrap();
+        without_delegations(&file).unwrap();
+        assert_eq!(before, fs::metadata(&file).unwrap().modified().unwrap());
+        fs::write(&file, "yes").unwrap();
+        assert!(matches!(without_delegations(&file), Err(Error::Unreadable { .. })));
     }
 
     #[test]

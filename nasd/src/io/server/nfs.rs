@@ -5,7 +5,7 @@
 //! Keeps S5 and S6.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,8 @@ impl Nfs {
         let root = &setup.pseudo_root;
         std::fs::create_dir_all(root)
             .map_err(|e| Refusal::system("making the service's root directory", root, e))?;
+        control::without_delegations(Path::new(control::LEASES))
+            .map_err(at("switching delegations off"))?;
         let server = Server::mount(ns.clone(), &setup.control_dir, &setup.pipefs_dir)
             .map_err(at("mounting the control files"))?;
         let slot = Arc::new(RecordSlot::new(HOLD, PATIENCE));

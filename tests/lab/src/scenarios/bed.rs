@@ -109,6 +109,8 @@ pub struct Bed {
     /// Pause of a writer after each write, ms. Longer for long scenarios: the writers' journals are in memory.
     pub pause_ms: u32,
     pub(super) writers: Vec<Writer>,
+    /// Each keeps a file open that all others have open too, as sanlock does with its lockspace.
+    holders: Vec<Job>,
     /// Statistics of writers that ended.
     pub stats: Vec<WriterStats>,
     logs: BTreeMap<&'static str, Vec<String>>,
@@ -223,6 +225,7 @@ impl Bed {
             services: services.to_vec(),
             pause_ms: if ctx.lab.engine().patience() > 1 { 50 } else { 2 },
             writers: Vec::new(),
+            holders: Vec::new(),
             stats: Vec::new(),
             logs: BTreeMap::new(),
         };
@@ -267,7 +270,8 @@ impl Bed {
         Err(in_vain(&format!("{} to be served", service.name), seen, limit))
     }
 
-    /// Starts a writer with locks on every hypervisor for every service.
+    /// Starts a writer with locks on every hypervisor for every service, and a process that keeps a file of all of
+    /// them open.
     ///
     /// # Errors
     /// When a writer does not get ready.
@@ -278,6 +282,9 @@ impl Bed {
                 let id = format!("{hv}{}{round}", service.name);
                 let writer = start_writer(ctx, &hv, service, &id, self.pause_ms)?;
                 self.writers.push(writer);
+                let hold =
+                    format!("exec 9<>/mnt/{}/open-everywhere; exec sleep 86400", service.name);
+                self.holders.push(ctx.lab.spawn(&hv, &["bash", "-c", &hold])?);
             }
         }
         thread::sleep(REST);
@@ -290,6 +297,10 @@ impl Bed {
     /// When a writer does not end.
     pub fn stop_writing(&mut self, ctx: &Ctx) -> Result<(), LabError> {
         thread::sleep(REST);
+        for holder in std::mem::take(&mut self.holders) {
+            holder.kill()?;
+            holder.wait(ctx.patience(Duration::from_secs(30)))?;
+        }
         for writer in std::mem::take(&mut self.writers) {
             writer.job.signal(15)?;
             writer.job.wait(ctx.patience(Duration::from_secs(30)))?;
