@@ -61,6 +61,12 @@ pub struct Played {
 /// Labs that run at the same time.
 const LABS: usize = 2;
 
+/// A lab's name has 24 characters at most.
+fn beside_name(name: &str, number: usize) -> String {
+    let short: String = name.chars().take(22).collect();
+    format!("{short}-{number}")
+}
+
 /// Plays them in [`LABS`] labs at a time.
 fn side_by_side(
     scenarios: &VecDeque<&'static Scenario>,
@@ -74,7 +80,7 @@ fn side_by_side(
     thread::scope(|scope| {
         for number in 0..LABS {
             let (tell, next) = (tell.clone(), &next);
-            let spec = Spec { name: format!("{}-{number}", spec.name), ..spec.clone() };
+            let spec = Spec { name: beside_name(&spec.name, number), ..spec.clone() };
             scope.spawn(move || {
                 while let Some(scenario) = next() {
                     // Nobody listens any more: there is nobody to play for.
@@ -173,6 +179,15 @@ impl Count {
 mod tests {
     use super::*;
     use crate::scenarios::ALL;
+    use crate::spec::check_name;
+
+    #[test]
+    fn labs_beside_each_other_have_good_names_of_their_own() {
+        for name in ["run-17", "a-name-of-24-characters-"] {
+            let names = [0, 1].map(|number| beside_name(name, number));
+            assert!(names.iter().all(|n| check_name(n).is_ok()) && names[0] != names[1]);
+        }
+    }
 
     #[test]
     fn the_first_runs_alone_and_nothing_is_lost() {

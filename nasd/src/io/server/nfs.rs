@@ -63,6 +63,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Before each start: the setting is the node's, and somebody may have changed it.
+fn no_delegations() -> Result<(), Refusal> {
+    let file = Path::new(control::LEASES);
+    control::without_delegations(file)
+        .map_err(at("switching delegations off (sysctl fs.leases-enable=0 must work on this node)"))
+}
+
 fn records_refusal(error: RecordsError) -> Refusal {
     match error {
         RecordsError::Missing { dir } => Refusal::RecordsMissing { dir },
@@ -95,8 +102,8 @@ impl Nfs {
         let root = &setup.pseudo_root;
         std::fs::create_dir_all(root)
             .map_err(|e| Refusal::system("making the service's root directory", root, e))?;
-        control::without_delegations(Path::new(control::LEASES))
-            .map_err(at("switching delegations off"))?;
+        // Also where a server runs already: it grants no more.
+        no_delegations()?;
         let server = Server::mount(ns.clone(), &setup.control_dir, &setup.pipefs_dir)
             .map_err(at("mounting the control files"))?;
         let slot = Arc::new(RecordSlot::new(HOLD, PATIENCE));
@@ -114,6 +121,7 @@ impl Nfs {
 
     /// Versions, lease, grace and listener. Not while threads run: they have theirs.
     pub(super) fn configure(&self) -> Result<(), Refusal> {
+        no_delegations()?;
         let Setup { lease_s, grace_s, port, .. } = self.setup;
         let settings = control::Settings { lease_s, grace_s, port };
         self.server.configure(&settings).map_err(at("configuring the server"))

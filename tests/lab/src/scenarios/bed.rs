@@ -22,6 +22,9 @@ pub const FAIL_POINTS: &str = "/run/nasd-fail-points";
 /// Quiet time around a move, so that windows of neighbours do not touch.
 pub(super) const REST: Duration = Duration::from_millis(1500);
 
+/// Exit code of a job that lived until SIGKILL (128 + 9, as a shell tells it).
+const KILLED: i32 = 137;
+
 /// One service of the bed.
 #[derive(Clone, Copy, Debug)]
 pub struct Svc {
@@ -299,7 +302,11 @@ impl Bed {
         thread::sleep(REST);
         for holder in std::mem::take(&mut self.holders) {
             holder.kill()?;
-            holder.wait(ctx.patience(Duration::from_secs(30)))?;
+            let code = holder.wait(ctx.patience(Duration::from_secs(30)))?;
+            if code != KILLED {
+                let last = format!("exit {code} {}", holder.output().unwrap_or_default());
+                return Err(in_vain("a file to be kept open by all hypervisors", last, REST));
+            }
         }
         for writer in std::mem::take(&mut self.writers) {
             writer.job.signal(15)?;

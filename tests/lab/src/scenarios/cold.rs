@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use super::bed::{Bed, Extra, FAIL_POINTS, NAS, VMS};
 use super::mid_move::wait_stopped;
-use super::recovery::{PROMPT, SERVED, WHOLE, one, other, until};
+use super::recovery::{PROMPT, SERVED, WHOLE, one, other, power, until};
 use super::{Ctx, Scenario};
 use crate::error::LabError;
-use crate::fault::Fault;
 use crate::report::Window;
 
 /// Both lose their power at once.
@@ -56,11 +55,6 @@ pub const RESYNC: Scenario = Scenario {
 const REFUSES: Duration = Duration::from_secs(25);
 /// Makes a resynchronisation last minutes.
 const SLOW: &str = "sed -i 's/resync-rate 200M/resync-rate 60k/' /etc/drbd.d/global_common.conf\n";
-
-fn power(ctx: &mut Ctx, on: bool, node: &str) -> Result<(), LabError> {
-    let node = node.to_owned();
-    ctx.lab.fault(&if on { Fault::PowerOn { node } } else { Fault::PowerCut { node } })
-}
 
 fn begin(ctx: &mut Ctx, hook: &'static str) -> Result<Bed, LabError> {
     let mut bed = Bed::up_with(ctx, &[VMS], &Extra { hook, ..Extra::default() })?;

@@ -9,9 +9,8 @@ use super::Ctx;
 use super::Scenario;
 use super::bed::{Bed, Extra, VMS};
 use super::cuts::nightly;
-use super::recovery::{PROMPT, SERVED, WHOLE, one, other, serves, until};
+use super::recovery::{PROMPT, SERVED, WHOLE, one, other, power, serves, until};
 use crate::error::LabError;
-use crate::fault::Fault;
 use crate::report::Window;
 
 /// All three of nasctl's commands that ask for a sentence.
@@ -27,11 +26,6 @@ const TYPED: Duration = Duration::from_secs(100);
 const WAITS: Duration = Duration::from_secs(12);
 /// A file that only the lost node has.
 const LOST: &str = "/mnt/vms/only-there";
-
-fn power(ctx: &mut Ctx, on: bool, node: &str) -> Result<(), LabError> {
-    let node = node.to_owned();
-    ctx.lab.fault(&if on { Fault::PowerOn { node } } else { Fault::PowerCut { node } })
-}
 
 fn recovers(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = Bed::up_with(ctx, &[VMS], &Extra::default())?;

@@ -40,6 +40,15 @@ pub fn other(node: &str) -> &'static str {
     if node == NAS[0] { NAS[1] } else { NAS[0] }
 }
 
+/// Gives a node its power, or takes it away.
+///
+/// # Errors
+/// Those of the fault.
+pub fn power(ctx: &mut Ctx, on: bool, node: &str) -> Result<(), LabError> {
+    let node = node.to_owned();
+    ctx.lab.fault(&if on { Fault::PowerOn { node } } else { Fault::PowerCut { node } })
+}
+
 /// Asks until `seen` is `Ok` and returns it; an `Err` says what is there instead.
 ///
 /// # Errors

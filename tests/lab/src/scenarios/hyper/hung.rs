@@ -10,8 +10,10 @@ use super::super::bed::VMS;
 use super::super::recovery::{PROMPT, SERVED, WHOLE, until};
 use super::super::{Ctx, Scenario, cuts};
 use super::domain::Hyper;
+use crate::blocks::wall_ns;
 use crate::error::LabError;
 use crate::fault::Fault;
+use crate::report::Window;
 
 /// libvirt hangs.
 pub const LIBVIRT: Scenario = cuts::nightly(
@@ -121,16 +123,13 @@ fn threads(ctx: &Ctx) -> Result<(u64, f64), LabError> {
 fn storage(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut hyper = Hyper::up(ctx, None)?;
     wait_phase(ctx, ON, "normal", SERVED)?;
-    let ((), window) = {
-        let bed_window = crate::blocks::wall_ns();
-        ctx.lab.fault(&Fault::CutPorts { node: ON.to_owned(), ports: NFS.to_owned() })?;
-        ctx.report.moves += 1;
-        dead(ctx)?;
-        ctx.lab.fault(&Fault::Heal)?;
-        hyper.wait_writes(ctx, WHOLE)?;
-        let end_ns = crate::blocks::wall_ns();
-        ((), crate::report::Window { start_ns: bed_window, end_ns })
-    };
+    let start_ns = wall_ns();
+    ctx.lab.fault(&Fault::CutPorts { node: ON.to_owned(), ports: NFS.to_owned() })?;
+    ctx.report.moves += 1;
+    dead(ctx)?;
+    ctx.lab.fault(&Fault::Heal)?;
+    hyper.wait_writes(ctx, WHOLE)?;
+    let window = Window { start_ns, end_ns: wall_ns() };
     wait_phase(ctx, ON, "normal", WHOLE)?;
     hyper.settle(ctx)?;
     hyper.conclude(ctx, &[window])

@@ -96,7 +96,10 @@ fn both_at_once(ctx: &mut Ctx) -> Result<(), LabError> {
 
 /// S11: from the guest's last word on one host to its first on the other, storage does not move.
 fn demand_apart(ctx: &mut Ctx, hyper: &Hyper, since_ns: u64, moved: &Moved) {
-    let Some((cut, open)) = silence(moved) else { return };
+    let Some((cut, open)) = silence(moved) else {
+        return ctx
+            .demand(moved.outcome() != "moved", "the move tells when the storage was silent");
+    };
     for change in hyper.changes().iter().filter(|c| c.at_ns > since_ns) {
         let apart = open <= change.since_ns || cut >= change.at_ns;
         let ms = |at: u64| i128::from(at) / 1_000_000 - i128::from(since_ns) / 1_000_000;
