@@ -95,6 +95,16 @@ pub enum Error {
     /// Grace cannot be ended: it is over already or the tracker is not active (EBUSY).
     #[error("grace is over already, or client tracking is not active")]
     GraceNotRunning,
+    /// A client that was to be expired speaks, or nobody knows whether it does: it was left alone.
+    #[error("client {name} {}; {expired} clients were expired before", last_renewal(*renewed_s))]
+    ClientLives {
+        /// Its owner string, replaced where it is not UTF-8.
+        name: String,
+        /// Seconds since it last renewed its lease; absent: not known.
+        renewed_s: Option<i64>,
+        /// How many of those that were to be expired are gone.
+        expired: usize,
+    },
     /// The netlink family; never means that nothing runs.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -110,4 +120,11 @@ pub enum Error {
     /// The probe.
     #[error(transparent)]
     Probe(#[from] ProbeError),
+}
+
+fn last_renewal(renewed_s: Option<i64>) -> String {
+    match renewed_s {
+        Some(s) => format!("renewed its lease {s} s ago"),
+        None => "may have renewed its lease just now: the kernel does not tell".into(),
+    }
 }

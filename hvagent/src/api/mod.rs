@@ -121,6 +121,9 @@ pub struct Hook {
     pub operation: Operation,
     /// The guest's name.
     pub domain: String,
+    /// Its uuid, where the hook knows it.
+    #[serde(default)]
+    pub uuid: Option<String>,
     /// Paths of its disks and leases, as in its XML.
     pub disks: Vec<PathBuf>,
 }

@@ -149,6 +149,7 @@ mod tests {
         let hook = Question::Hook(Hook {
             operation: Operation::Migrate,
             domain: "vm1".into(),
+            uuid: None,
             disks: vec!["/vm/1.raw".into()],
         });
         let answer = said(&path, format!("{}\n", json(&hook)).as_bytes()).await;

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     let Some(disks) = disks(&input, Path::new(POOLS)) else {
         return pass(guest, "its XML is not understood");
     };
-    let question = question(guest, operation, &disks);
+    let question = question(guest, operation, uuid(&input).as_deref(), &disks);
     if question.len() > LONGEST_LINE {
         return pass(guest, "it has too many disks");
     }
@@ -169,10 +169,11 @@ fn ask(question: &str) -> std::io::Result<String> {
     }
 }
 
-fn question(guest: &str, operation: &str, disks: &[String]) -> String {
+fn question(guest: &str, operation: &str, uuid: Option<&str>, disks: &[String]) -> String {
     let disks: Vec<String> = disks.iter().map(|disk| quoted(disk)).collect();
+    let uuid = uuid.map(|uuid| format!("\"uuid\":{},", quoted(uuid))).unwrap_or_default();
     format!(
-        "{{\"ask\":\"hook\",\"domain\":{},\"operation\":{},\"disks\":[{}]}}\n",
+        "{{\"ask\":\"hook\",\"domain\":{},\"operation\":{},{uuid}\"disks\":[{}]}}\n",
         quoted(guest),
         quoted(operation),
         disks.join(",")
@@ -271,6 +272,15 @@ fn escape(chars: &mut std::str::Chars<'_>) -> Option<char> {
         c @ ('"' | '\\' | '/') => c,
         _ => return None,
     })
+}
+
+/// The guest's uuid: libvirt writes it before everything else that has one. By it the agent at the source's
+/// side is told that the arrival waits.
+fn uuid(xml: &str) -> Option<String> {
+    let (_, rest) = xml.split_once("<uuid>")?;
+    let uuid = rest.split_once("</uuid>")?.0.trim();
+    let shaped = uuid.len() == 36 && uuid.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    shaped.then(|| uuid.to_ascii_lowercase())
 }
 
 /// The paths of a guest's disks and leases; `None` when the text is not a guest's XML. A volume is where
@@ -417,6 +427,20 @@ mod tests {
         <lease><target path='/leases/x' offset='0'/></lease><target dev='vda'/></devices></domain>";
 
     #[test]
+    fn the_guest_s_own_uuid_is_found() {
+        let xml = "<domain><name>a</name><uuid>\n 6E617364-6775-4573-8000-000000000001</uuid>\
+                   <x><uuid>6e617364-6775-4573-8000-000000000002</uuid></x></domain>";
+        assert_eq!(uuid(xml).as_deref(), Some("6e617364-6775-4573-8000-000000000001"));
+        for bad in
+            ["", "<uuid>x</uuid>", "<uuid>", "<uuid>\"}------------------------------------</uuid>"]
+        {
+            assert_eq!(uuid(bad), None, "{bad}");
+        }
+        let asked = question("a", "migrate", Some("u"), &[]);
+        assert!(asked.contains("\"uuid\":\"u\",\"disks\":[]"), "{asked}");
+    }
+
+    #[test]
     fn disks_backing_files_leases_and_volumes_are_found() {
         let pools = tempfile::tempdir().unwrap();
         let pool = "<pool><source/><target><path>/vms/pool</path></target></pool>";
@@ -476,7 +500,7 @@ mod tests {
 
         #[test]
         fn what_is_asked_is_json(guest in any::<String>(), disk in any::<String>()) {
-            let question = question(&guest, "start", std::slice::from_ref(&disk));
+            let question = question(&guest, "start", None, std::slice::from_ref(&disk));
             let json: serde_json::Value = serde_json::from_str(&question).unwrap();
             prop_assert_eq!(json["domain"].as_str(), Some(guest.as_str()));
             prop_assert_eq!(json["disks"][0].as_str(), Some(disk.as_str()));

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::hands::{GuestStall, Readiness};
+use super::hands::{Coming, GuestStall, Readiness};
 use super::input::{Heard, Input, Order, Output, Pace};
 use super::leases::Leases;
 use super::moves::{Move, Moves};
@@ -399,6 +399,7 @@ impl Agent {
         }
         let id = track.machine.move_id();
         tracing::info!(mount = %mount.display(), service = track.service, id, phase = name, "phase");
+        self.order(Order::Phase(mount.to_owned(), phase));
         if phase == Phase::Normal {
             self.probe(mount, keeper::Input::Probing(Probing::Rest));
         }
@@ -429,7 +430,8 @@ impl Agent {
         let mut orders = Vec::new();
         for track in self.tracks.values_mut().filter(|track| !track.asking) {
             track.asking = true;
-            orders.push(Order::Ready { mount: track.point.clone(), id: 0, within: READY_WITHIN });
+            let coming = Coming { within: READY_WITHIN, outage: Duration::ZERO };
+            orders.push(Order::Ready { mount: track.point.clone(), id: 0, coming });
         }
         self.out.extend(orders.into_iter().map(Output::Order));
     }
@@ -461,11 +463,14 @@ impl Agent {
     pub(super) fn ask_ready(&mut self) {
         let mut orders = Vec::new();
         for track in self.tracks.values_mut() {
-            let Some(Move { id, .. }) = self.moves.waiting(&track.service) else { continue };
+            let Some(Move { id, outage, .. }) = self.moves.waiting(&track.service) else {
+                continue;
+            };
             if !track.asking {
                 track.asking = true;
                 let (mount, id) = (track.point.clone(), *id);
-                orders.push(Order::Ready { mount, id, within: READY_WITHIN });
+                let coming = Coming { within: READY_WITHIN, outage: *outage };
+                orders.push(Order::Ready { mount, id, coming });
             }
         }
         self.out.extend(orders.into_iter().map(Output::Order));
@@ -484,7 +489,7 @@ impl Agent {
     }
 
     /// What follows from the state as it is now.
-    fn finish(&mut self, now: Now) -> Vec<Output> {
+    pub(super) fn finish(&mut self, now: Now) -> Vec<Output> {
         self.tell_use();
         let held = self.tracks.values().any(|track| track.held);
         if std::mem::replace(&mut self.inhibited, held) != held {

@@ -206,9 +206,7 @@ impl Host {
     }
 
     fn gate(&self, disk: &str) -> Verdict {
-        let disks = vec![disk.into()];
-        self.agent
-            .gate(self.now, &Hook { operation: Operation::Migrate, domain: "vm1".into(), disks })
+        self.agent.gate(self.now, &arrival(disk))
     }
 
     fn phase(&self) -> &str {
@@ -222,6 +220,16 @@ fn hold() -> Order {
 
 fn release() -> Order {
     Order::Release(VM.into())
+}
+
+fn beginning() -> Readiness {
+    let reasons = vec!["vm2: its migration is about to begin".into()];
+    Readiness { reasons, unbegun: vec!["u-2".into()], ..Readiness::default() }
+}
+
+fn arrival(disk: &str) -> Hook {
+    let (disks, uuid) = (vec![disk.into()], Some("U-1".to_owned()));
+    Hook { operation: Operation::Migrate, domain: "vm1".into(), uuid, disks }
 }
 
 #[test]
@@ -375,6 +383,40 @@ fn readiness_is_told_again_when_it_changes() {
     assert!(told.len() == 2 && told[1].ready, "{told:?}");
     host.announce("nas1", 7);
     assert_eq!(host.readiness().len(), 3, "each announcement is answered");
+}
+
+#[test]
+fn s11_an_arrival_that_waits_is_told_and_so_is_a_migration_that_waits_for_it() {
+    let mut host = Host::new();
+    host.readiness = beginning();
+    host.announce("nas1", 7);
+    let (verdict, outputs) = host.agent.asked(host.now, &arrival("/vm/1.raw"));
+    assert!(matches!(verdict, Verdict::Wait { .. }));
+    let told = outputs.iter().find_map(|output| match output {
+        Output::Tell(Said::Readiness(readiness)) => Some(readiness),
+        _ => None,
+    });
+    let told = told.expect("told at once");
+    assert_eq!((told.held.as_slice(), told.ready), (["u-1".to_owned()].as_slice(), false));
+    assert_eq!((told.unbegun.as_slice(), told.only_unbegun), (["u-2".to_owned()].as_slice(), true));
+    host.run(4_000);
+    let told = host.readiness();
+    assert!(told.last().is_some_and(|last| last.held.is_empty()), "the hook asks no more");
+}
+
+#[test]
+fn s12_another_reason_is_never_taken_for_a_migration_that_waits() {
+    let mut host = Host::new();
+    host.readiness = beginning();
+    host.announce("nas1", 7);
+    host.run(1_000);
+    assert!(host.readiness().last().is_some_and(|told| told.only_unbegun));
+    host.silence();
+    host.run(8_000);
+    let told = host.readiness();
+    let last = told.last().unwrap();
+    assert!(last.reasons[0].contains("not at rest"), "{last:?}");
+    assert!(!last.only_unbegun && last.unbegun.is_empty(), "{last:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::agent::Agent;
+use super::input::Output;
 use super::tell::ms64;
 use super::track::{Track, phase_name};
 use crate::api;
@@ -89,6 +90,23 @@ impl Agent {
         }
         problems.extend(self.leases.problems(now));
         problems
+    }
+
+    /// Answers the hook, and remembers which arrivals it holds back.
+    pub fn asked(&mut self, now: Now, hook: &api::Hook) -> (api::Verdict, Vec<Output>) {
+        let verdict = self.gate(now, hook);
+        let waits = matches!(verdict, api::Verdict::Wait { .. });
+        // libvirt asks twice for one that arrives: as a migration, and once more as a start.
+        let arrives = matches!(hook.operation, api::Operation::Migrate | api::Operation::Start);
+        let uuid = hook.uuid.as_deref().filter(|_| arrives);
+        if let Some(uuid) = uuid {
+            let uuid = uuid.to_ascii_lowercase();
+            let on = |point: &Path| hook.disks.iter().any(|disk| disk.starts_with(point));
+            for track in self.tracks.values_mut().filter(|track| on(&track.point)) {
+                track.arrivals.asked(now, &uuid, waits);
+            }
+        }
+        (verdict, self.finish(now))
     }
 
     /// Whether an operation may begin: the answer of the mount that says least.

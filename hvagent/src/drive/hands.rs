@@ -11,6 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::core::phase::Phase;
+
 /// Whether the guests of a mount let it move.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Readiness {
@@ -18,12 +20,23 @@ pub struct Readiness {
     pub ready: bool,
     /// Why not, in words for nasd's operator; empty where `ready`.
     pub reasons: Vec<String>,
+    /// Guests (uuid) whose migration from here has not begun to send; each is one of the reasons.
+    pub unbegun: Vec<String>,
     /// When it may be ready; `None`: unknown.
     pub retry_after: Option<Duration>,
     /// Migrations that run now, from or to here, with a disk on the mount.
     pub migrations: u32,
     /// Guests that run now with a disk on the mount.
     pub guests: u32,
+}
+
+/// A move that is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Coming {
+    /// When it may begin.
+    pub within: Duration,
+    /// The stall that its nasd predicts; zero: nothing is announced.
+    pub outage: Duration,
 }
 
 /// What a stall cost a guest.
@@ -48,8 +61,8 @@ pub trait Guests: Send {
     /// left behind: an implementation finds that by itself, and waits for a move that is announced anew.
     async fn release(&mut self, mount: &Path);
 
-    /// Whether a move may begin within `within`. Changes nothing.
-    async fn ready(&mut self, mount: &Path, within: Duration) -> Readiness;
+    /// Whether that move may begin. Changes nothing.
+    async fn ready(&mut self, mount: &Path, coming: Coming) -> Readiness;
 
     /// Resumes the guests that I/O errors on the mount have paused, never those a user paused, never one
     /// whose lease may be gone.
@@ -61,6 +74,14 @@ pub trait Guests: Send {
     /// What the last stall of the mount, which lasted as long as told, cost each guest. Guests that are not
     /// named were not measured.
     async fn stalls(&mut self, mount: &Path, stall: Duration) -> Vec<GuestStall>;
+
+    /// The mount's phase has changed: nobody is resumed but after opens are back, and libvirt is not asked
+    /// about guests of a silent mount.
+    fn phase(&mut self, _mount: &Path, _phase: Phase) {}
+
+    /// libvirt's hook waits for so long before a guest starts or arrives here. libvirt keeps that guest locked
+    /// meanwhile, so that a list of all guests would hang: none is asked for.
+    fn hook_waits(&mut self, _time: Duration) {}
 
     /// The mount points that matter have changed; looked at before the next call.
     fn mounts(&mut self, _points: &[PathBuf]) {}
@@ -79,7 +100,7 @@ impl Guests for NoGuests {
 
     async fn release(&mut self, _mount: &Path) {}
 
-    async fn ready(&mut self, _mount: &Path, _within: Duration) -> Readiness {
+    async fn ready(&mut self, _mount: &Path, _coming: Coming) -> Readiness {
         Readiness { ready: true, ..Readiness::default() }
     }
 

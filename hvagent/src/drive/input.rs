@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use nasd_proto as v1;
 
-use super::hands::{GuestStall, Readiness};
+use super::hands::{Coming, GuestStall, Readiness};
 use crate::config::kept::Kept;
 use crate::core::Now;
-use crate::core::phase::MoveId;
+use crate::core::phase::{MoveId, Phase};
 use crate::mounts::host::Look;
 use crate::mounts::kmsg;
 use crate::probe::{keeper, process};
@@ -50,8 +50,8 @@ pub enum Order {
         mount: PathBuf,
         /// For which move; comes back.
         id: MoveId,
-        /// When the move may begin.
-        within: Duration,
+        /// When the move may begin, and what it costs.
+        coming: Coming,
     },
     /// See [`super::hands::Guests::resume`].
     Resume(PathBuf),
@@ -69,13 +69,17 @@ pub enum Order {
         /// How long the mount stood still.
         stall: Duration,
     },
+    /// See [`super::hands::Guests::phase`].
+    Phase(PathBuf, Phase),
+    /// See [`super::hands::Guests::hook_waits`].
+    HookWaits(Duration),
     /// See [`super::hands::Guests::mounts`].
     Mounts(Vec<PathBuf>),
     /// See [`super::hands::Guests::reachable`].
     Reachable,
 }
 
-/// What the hands answer; every order but `Mounts` and `Resume` has one, in time or not.
+/// What the hands answer; every order but `HookWaits`, `Mounts`, `Phase` and `Resume` has one, in time or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
     /// A hold was made, or did not end in time.

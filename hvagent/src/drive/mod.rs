@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod answer;
+mod arrivals;
 pub mod hands;
 mod inhibit;
 pub mod input;

@@ -25,6 +25,8 @@ pub struct Move {
     pub cut: bool,
     /// What was answered last.
     pub answered: Option<Readiness>,
+    /// When.
+    pub answered_at: Now,
 }
 
 /// By service.
@@ -48,7 +50,8 @@ impl Moves {
                 Ok(())
             }
             _ => {
-                let one = Move { id, until, outage, cut: false, answered: None };
+                let one =
+                    Move { id, until, outage, cut: false, answered: None, answered_at: Now::ZERO };
                 self.0.insert(service.to_owned(), one);
                 Ok(())
             }
@@ -60,7 +63,14 @@ impl Moves {
         let until = now.saturating_add(FORGOTTEN);
         let newer = self.0.get(service).is_some_and(|known| known.id > id);
         if !newer {
-            let one = Move { id, until, outage: Duration::ZERO, cut: true, answered: None };
+            let one = Move {
+                id,
+                until,
+                outage: Duration::ZERO,
+                cut: true,
+                answered: None,
+                answered_at: Now::ZERO,
+            };
             self.0.insert(service.to_owned(), one);
         }
     }

@@ -45,8 +45,8 @@ async fn execute(guests: &mut dyn Guests, order: Order) -> Option<Heard> {
             }
             Heard::Released(mount, done)
         }
-        Order::Ready { mount, id, within } => {
-            let readiness = timeout(LOOK, guests.ready(&mount, within)).await;
+        Order::Ready { mount, id, coming } => {
+            let readiness = timeout(LOOK, guests.ready(&mount, coming)).await;
             Heard::Ready(mount, id, readiness.unwrap_or_else(|_| unknown()))
         }
         Order::Resume(mount) => {
@@ -62,6 +62,14 @@ async fn execute(guests: &mut dyn Guests, order: Order) -> Option<Heard> {
         Order::Stalls { mount, stall } => {
             let stalls = timeout(LOOK, guests.stalls(&mount, stall)).await.unwrap_or_default();
             Heard::Stalls(mount, stalls)
+        }
+        Order::HookWaits(time) => {
+            guests.hook_waits(time);
+            return None;
+        }
+        Order::Phase(mount, phase) => {
+            guests.phase(&mount, phase);
+            return None;
         }
         Order::Mounts(points) => {
             guests.mounts(&points);
@@ -100,14 +108,14 @@ pub fn refused(order: Order) -> Option<Heard> {
         Order::Verify { mount, asked } => Some(Heard::Verified(mount, asked, vec![silent()])),
         Order::Stalls { mount, .. } => Some(Heard::Stalls(mount, Vec::new())),
         Order::Reachable => Some(Heard::Reachable(Err(silent()))),
-        Order::Resume(_) | Order::Mounts(_) => None,
+        Order::Resume(_) | Order::Mounts(_) | Order::Phase(..) | Order::HookWaits(_) => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drive::hands::{GuestStall, NoGuests};
+    use crate::drive::hands::{Coming, GuestStall, NoGuests};
     use async_trait::async_trait;
 
     struct Hangs;
@@ -120,7 +128,7 @@ mod tests {
         async fn release(&mut self, _: &Path) {
             std::future::pending::<()>().await;
         }
-        async fn ready(&mut self, _: &Path, _: Duration) -> Readiness {
+        async fn ready(&mut self, _: &Path, _: Coming) -> Readiness {
             std::future::pending().await
         }
         async fn resume(&mut self, _: &Path) {
@@ -142,9 +150,10 @@ mod tests {
         let (heard, mut ears) = mpsc::channel(16);
         tokio::spawn(run(guests, from, heard));
         let mount = || std::path::PathBuf::from("/vm");
+        let coming = Coming { within: Duration::ZERO, outage: Duration::ZERO };
         for order in [
             Order::Hold(mount()),
-            Order::Ready { mount: mount(), id: 7, within: Duration::ZERO },
+            Order::Ready { mount: mount(), id: 7, coming },
             Order::Resume(mount()),
             Order::Verify { mount: mount(), asked: Duration::ZERO },
             Order::Release(mount()),

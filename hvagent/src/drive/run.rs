@@ -35,6 +35,8 @@ const ORDERS: usize = 64;
 const PROBES: usize = 16;
 /// Between two ticks: deadlines of the phases are that coarse.
 const TICK: Duration = Duration::from_millis(500);
+/// libvirt's hook asks again within a second while it waits, and libvirt needs a moment after it.
+const HOOK_WAITS: Duration = Duration::from_secs(3);
 /// For letting migrations go when the agent is ended.
 const LET_GO: Duration = Duration::from_secs(5);
 
@@ -242,8 +244,13 @@ impl Runner {
         let answer = match question {
             Question::Status => json(&self.agent.status(now)),
             Question::Hook(hook) => {
-                let verdict = self.agent.gate(now, &hook);
+                let (verdict, outputs) = self.agent.asked(now, &hook);
+                self.act(outputs);
                 tracing::debug!(domain = hook.domain, ?verdict, "asked by the hook");
+                if matches!(verdict, crate::api::Verdict::Wait { .. }) {
+                    // One that is lost is given again with the next question.
+                    let _ = self.orders.try_send(Order::HookWaits(HOOK_WAITS));
+                }
                 json(&verdict)
             }
             Question::Accept { mount } => {

@@ -19,6 +19,9 @@ use crate::config::Services;
 use crate::core::Now;
 use crate::core::phase::{Event, Phase};
 
+/// Between two answers while arrivals are held back.
+const HELD_AGAIN: Duration = Duration::from_secs(1);
+
 impl Agent {
     pub(super) fn news(&mut self, now: Now, node: &str, news: News) {
         match news {
@@ -85,10 +88,17 @@ impl Agent {
         for (service, one) in moves.all_waiting() {
             let Some(readiness) = self.readiness(now, service, one) else { continue };
             let told = one.answered.as_ref();
-            if told.is_none_or(|told| {
-                told.ready != readiness.ready || told.reasons != readiness.reasons
-            }) {
+            // Who holds arrivals back says so again and again: nasd believes it for seconds only.
+            let again =
+                !readiness.held.is_empty() && now.saturating_sub(one.answered_at) >= HELD_AGAIN;
+            if again
+                || told.is_none_or(|told| {
+                    let said = |r: &v1::Readiness| (r.ready, r.reasons.clone(), r.held.clone());
+                    said(told) != said(&readiness)
+                })
+            {
                 one.answered = Some(readiness.clone());
+                one.answered_at = now;
                 self.out.push(Output::Tell(Said::Readiness(readiness)));
             }
         }
@@ -107,10 +117,14 @@ impl Agent {
             object(format!("this host's mounts cannot be seen: {why}"), None);
         }
         let mut margin: Option<Duration> = None;
+        let (mut unbegun, mut held) = (Vec::new(), Vec::new());
         for track in self.tracks.values().filter(|track| track.service == service) {
-            for (reason, after) in self.objections(now, track, one)? {
+            let (objections, of_them_unbegun) = self.objections(now, track, one)?;
+            for (reason, after) in objections {
                 object(format!("{}: {reason}", track.point.display()), after);
             }
+            unbegun.extend(of_them_unbegun);
+            held.extend(track.arrivals.waiting(now));
             let here = self.leases.margin(&track.point, now);
             margin = margin.into_iter().chain(here).min();
         }
@@ -119,23 +133,22 @@ impl Agent {
             move_id: one.id,
             ready: reasons.is_empty(),
             retry_after_ms: retry.filter(|_| !reasons.is_empty()).map_or(0, ms32),
+            only_unbegun: reasons.len() == unbegun.len() && !unbegun.is_empty(),
             reasons,
             margin_ms: margin.map(ms64),
+            unbegun,
+            held,
         })
     }
 
-    fn objections(
-        &self,
-        now: Now,
-        track: &Track,
-        one: &Move,
-    ) -> Option<Vec<(String, Option<Duration>)>> {
+    fn objections(&self, now: Now, track: &Track, one: &Move) -> Option<Objections> {
         if let Some((_, why)) = track.refused.filter(|(id, _)| *id == one.id) {
-            return Some(vec![(why.to_string(), None)]);
+            return Some((vec![(why.to_string(), None)], Vec::new()));
         }
         if track.machine.phase() != Phase::Announced {
             let phase = phase_name(track.machine.phase());
-            return Some(vec![(format!("the mount is not at rest ({phase})"), None)]);
+            let why = format!("the mount is not at rest ({phase})");
+            return Some((vec![(why, None)], Vec::new()));
         }
         let (_, hands) = track.hands.as_ref().filter(|(id, _)| *id == one.id)?;
         let mut found = Vec::new();
@@ -148,7 +161,7 @@ impl Agent {
         }
         found.extend(self.leases.objections(&track.point, one.outage, now));
         found.extend(unproven(now, track).map(|words| (words, None)));
-        Some(found)
+        Some((found, hands.unbegun.clone()))
     }
 
     pub(super) fn state(&self, now: Now) -> v1::AgentState {
@@ -189,6 +202,10 @@ impl Agent {
         self.out.extend(cost.guests.iter().map(|guest| report(&guest.guest, guest.stall)));
     }
 }
+
+/// Reasons and when they may be gone; and the guests (uuid) for each of whom one of the reasons is that its
+/// migration has not begun to send.
+type Objections = (Vec<(String, Option<Duration>)>, Vec<String>);
 
 fn unproven(now: Now, track: &Track) -> Option<String> {
     let silent = track.unproven(now).map(|age| {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::arrivals::Arrivals;
 use super::hands::{GuestStall, Readiness};
 use crate::core::Now;
 use crate::core::phase::{Cause, Machine, MoveId, NotReady, Phase, Timing};
@@ -54,6 +55,8 @@ pub struct Track {
     pub asking: bool,
     /// The hands' last answer, for that move.
     pub hands: Option<(MoveId, Readiness)>,
+    /// Guests whose arrival waits for this mount.
+    pub arrivals: Arrivals,
     /// Guests and migrations, as counted last.
     pub census: (u32, u32),
     /// The prober was told that guests run there, or that storage moves; it takes that for granted at
@@ -105,6 +108,7 @@ impl Track {
             release_again: false,
             asking: false,
             hands: None,
+            arrivals: Arrivals::default(),
             census: (0, 0),
             used: true,
             refused: None,

@@ -20,7 +20,7 @@ use super::stall;
 use super::task::{Order, Settings, Worker};
 use crate::core::Now;
 use crate::core::phase::Phase;
-use crate::drive::hands::{GuestStall, Guests, Readiness};
+use crate::drive::hands::{Coming, GuestStall, Guests, Readiness};
 use crate::libvirt::events;
 
 /// Orders that may wait. More: the task hangs, and who asks is told nothing (S12).
@@ -132,18 +132,6 @@ fn sample(origin: Instant, orders: mpsc::Sender<Order>, busy: Arc<AtomicBool>) {
 }
 
 impl Handle {
-    /// A mount's phase: nobody is resumed but after opens are back, and libvirt is not asked about
-    /// guests of a silent mount. Optional: without it the calls of [`Guests`] are taken for it.
-    pub fn phase(&self, mount: &Path, phase: Phase) {
-        self.tell(Order::Phase(mount.to_owned(), phase));
-    }
-
-    /// libvirt's hook waits for so long before a guest is started. libvirt keeps that guest locked
-    /// meanwhile, so that a list of all guests would hang: none is asked for.
-    pub fn start_waits(&self, time: Duration) {
-        self.tell(Order::StartWaits(time));
-    }
-
     fn tell(&self, order: Order) {
         if self.orders.try_send(order).is_err() {
             tracing::warn!("the guests' task is overrun; an order to it is lost");
@@ -170,9 +158,9 @@ impl Guests for Handle {
         self.ask(|done| Order::Release(mount.to_owned(), done)).await;
     }
 
-    async fn ready(&mut self, mount: &Path, within: Duration) -> Readiness {
+    async fn ready(&mut self, mount: &Path, coming: Coming) -> Readiness {
         let gone = || Readiness { reasons: vec![GONE.to_owned()], ..Readiness::default() };
-        let asked = self.ask(|answer| Order::Ready(mount.to_owned(), within, answer));
+        let asked = self.ask(|answer| Order::Ready(mount.to_owned(), coming, answer));
         asked.await.unwrap_or_else(gone)
     }
 
@@ -188,6 +176,14 @@ impl Guests for Handle {
     async fn stalls(&mut self, mount: &Path, _stall: Duration) -> Vec<GuestStall> {
         let asked = self.ask(|answer| Order::Stalls(mount.to_owned(), answer));
         asked.await.unwrap_or_default()
+    }
+
+    fn phase(&mut self, mount: &Path, phase: Phase) {
+        self.tell(Order::Phase(mount.to_owned(), phase));
+    }
+
+    fn hook_waits(&mut self, time: Duration) {
+        self.tell(Order::HookWaits(time));
     }
 
     fn mounts(&mut self, points: &[PathBuf]) {

@@ -51,6 +51,9 @@ pub struct Block {
     pub why: &'static str,
     /// When it may be different.
     pub retry_after: Duration,
+    /// Nothing was sent yet: where the destination's hook holds the arrival back, nothing speaks against the
+    /// storage's move.
+    pub unbegun: bool,
 }
 
 /// What to do about one guest's job.
@@ -79,7 +82,8 @@ pub fn decide(
     match job {
         Some(job) if holds(job, state, limited, policy) => LET_RUN,
         Some(job) => {
-            judged(job::classify(job, state, &policy.window, &policy.caution), job, policy)
+            let verdict = job::classify(job, state, limited, &policy.window, &policy.caution);
+            judged(verdict, job, policy)
         }
         None if state.is_switching_over() => blocked("its switchover is under way", SOON),
         None if state == DomainState::Unknown => blocked("its state is not known", SOON),
@@ -130,16 +134,22 @@ fn too_quick(job: &Job) -> Decision {
             let left = Duration::from_secs(remaining / speed.max(1));
             blocked("its migration is too near its end to be held back", left.max(SOON))
         }
+        None if !job.begun => unbegun(),
         None => blocked("its migration has no numbers yet", SOON),
     }
 }
 
 const fn blocked(why: &'static str, retry_after: Duration) -> Decision {
-    Decision { limit: None, block: Some(Block { why, retry_after }) }
+    Decision { limit: None, block: Some(Block { why, retry_after, unbegun: false }) }
+}
+
+const fn unbegun() -> Decision {
+    let why = "its migration is about to begin";
+    Decision { limit: None, block: Some(Block { why, retry_after: SOON, unbegun: true }) }
 }
 
 const fn slowed(limit: u64, why: &'static str, retry_after: Duration) -> Decision {
-    Decision { limit: Some(limit), block: Some(Block { why, retry_after }) }
+    Decision { limit: Some(limit), block: Some(Block { why, retry_after, unbegun: false }) }
 }
 
 #[cfg(test)]
@@ -183,6 +193,13 @@ mod tests {
                 (500, 30, 60),
                 Some(30),
                 Some(15),
+                Some("its migration is being slowed down"),
+            ),
+            (
+                "far below a limit that would not hold it",
+                (432, 1, 0),
+                Some(14),
+                Some(13),
                 Some("its migration is being slowed down"),
             ),
             ("too near", (20, 100, 0), None, None, Some("its migration ends soon")),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use zbus::OwnedObjectPath;
 
 use super::inventory::Told;
-use crate::libvirt::Result;
 use crate::libvirt::bridge::Bridge;
 use crate::libvirt::job::Job;
 use crate::libvirt::state::DomainState;
+use crate::libvirt::{Error, Result};
 
 /// libvirt, as far as the guests' task needs it.
 pub trait Hypervisor: Clone + Send + Sync + 'static {
@@ -53,7 +53,7 @@ impl Hypervisor for Bridge {
     async fn guest(&self, path: &OwnedObjectPath) -> Result<Told> {
         let domain = self.domain(path).await?;
         let state = Self::state(self, path).await?;
-        let job = Self::job(self, path).await.map_err(|error| error.to_string());
+        let job = job_of(Self::job(self, path).await);
         Ok(Told { domain, state, job })
     }
 
@@ -92,5 +92,43 @@ impl Hypervisor for Bridge {
 
     fn restarted(&self) {
         Self::restarted(self);
+    }
+}
+
+/// libvirt's own words where a migration arrives (`qemuDomainGetJobStatsInternal`). A libvirt that speaks another
+/// language is not understood, and the storage waits until the guest has arrived (S12).
+const ARRIVES: &str = "only on the source host";
+
+/// What an answer about a guest's job says of it: one that arrives has no statistics, and libvirt refuses to tell
+/// any.
+pub(super) fn job_of(answer: Result<Option<Job>>) -> std::result::Result<Option<Job>, String> {
+    match answer {
+        Ok(job) => Ok(job),
+        Err(Error::Refused { message, .. }) if message.contains(ARRIVES) => {
+            Ok(Some(Job::arriving()))
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libvirt::job::Operation;
+
+    #[test]
+    fn a_guest_that_arrives_is_known_by_the_refusal() {
+        let refused = |words: &str| {
+            let message = words.to_owned();
+            Err(Error::Refused { call: "Domain.GetJobStats", message })
+        };
+        let of = |answer| job_of(answer).map(|job| job.map(|job| job.operation));
+        let english =
+            "Operation not supported: migration statistics are available only on the source host";
+        assert_eq!(of(refused(english)), Ok(Some(Operation::MigrationIn)));
+        assert!(of(refused("autrement")).is_err(), "S12");
+        let limit = Duration::from_secs(2);
+        let hangs = Error::Deadline { service: "org.libvirt", call: "Domain.GetJobStats", limit };
+        assert!(of(Err(hangs)).is_err(), "S12");
     }
 }

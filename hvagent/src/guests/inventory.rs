@@ -102,6 +102,8 @@ pub struct Inventory {
     pools: BTreeMap<String, String>,
     mounts: Vec<PathBuf>,
     listed: Option<Now>,
+    /// Since when the list is not asked for on purpose.
+    quiet: Option<Now>,
     trouble: Option<String>,
     processes: Option<(Now, Vec<Qemu>)>,
 }
@@ -191,6 +193,7 @@ impl Inventory {
     /// Why what is known of libvirt may not be true any more; `None`: it is recent.
     #[must_use]
     pub fn doubt(&self, now: Now) -> Option<String> {
+        let now = self.quiet.map_or(now, |since| now.min(since));
         let old = |at: Now| now.saturating_sub(at);
         let trouble = self.trouble.as_deref();
         match self.listed {
@@ -204,6 +207,11 @@ impl Inventory {
             }
             Some(_) => None,
         }
+    }
+
+    /// Since when the list is not asked for on purpose: it does not age meanwhile.
+    pub fn quiet(&mut self, since: Option<Now>) {
+        self.quiet = since;
     }
 
     /// The doubt, unless it does not matter for that mount: nobody is known there, and `/proc`, just

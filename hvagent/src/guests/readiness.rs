@@ -24,6 +24,8 @@ pub struct View<'a> {
     pub inventory: &'a Inventory,
     /// The limits in MiB/s that were set, by the guest's object.
     pub limited: &'a std::collections::BTreeMap<String, u64>,
+    /// Guests whose migrations are waited for, by the guest's object.
+    pub let_go: &'a std::collections::BTreeSet<String>,
     /// The leases.
     pub leases: &'a Leases,
     /// How migrations are judged, and the stall that is expected.
@@ -38,6 +40,7 @@ pub struct View<'a> {
 #[derive(Default)]
 struct Reasons {
     words: Vec<String>,
+    unbegun: Vec<String>,
     retry_after: Option<Duration>,
 }
 
@@ -70,6 +73,7 @@ pub fn judge(view: &View<'_>, mount: &Path, now: Now) -> Readiness {
     Readiness {
         ready: reasons.words.is_empty(),
         reasons: reasons.words,
+        unbegun: reasons.unbegun,
         retry_after: reasons.retry_after,
         migrations: u32::try_from(migrations).unwrap_or(u32::MAX),
         guests: u32::try_from(guests.len() + strays).unwrap_or(u32::MAX),
@@ -81,12 +85,17 @@ fn migration(view: &View<'_>, guest: &Guest, reasons: &mut Reasons) {
         let words = format!("nothing is known of {} yet", guest.name());
         return reasons.add(words, Some(LATER));
     };
+    if view.let_go.contains(guest.path.as_str()) && guest.is_migrating() {
+        let words = format!("{}: its migration is near its end and let finish", guest.name());
+        return reasons.add(words, Some(LATER));
+    }
     let job = told.job.as_ref().map(Option::as_ref).map_err(|_| ());
     let limited = view.limited.get(guest.path.as_str()).copied();
     let decision = holds::decide(job, told.state, limited, &view.policy);
     let Some(block) = decision.block else { return };
     let stuck = view.disk.filter(|_| decision.limit.is_some());
     let more = stuck.map(|why| format!(" ({why})")).unwrap_or_default();
+    reasons.unbegun.extend(block.unbegun.then(|| told.domain.uuid.to_ascii_lowercase()));
     reasons.add(format!("{}: {}{more}", guest.name(), block.why), Some(block.retry_after));
 }
 
@@ -117,7 +126,7 @@ fn lease(view: &View<'_>, reasons: &mut Reasons) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::guests::holds::Incoming;
@@ -132,6 +141,7 @@ mod tests {
     struct Given {
         inventory: Inventory,
         limited: BTreeMap<String, u64>,
+        let_go: BTreeSet<String>,
         leases: Leases,
     }
 
@@ -143,7 +153,8 @@ mod tests {
             for (name, told) in all {
                 inventory.told(NOW, object(name), told);
             }
-            Self { inventory, limited: BTreeMap::new(), leases: Leases::NotUsed }
+            let (limited, let_go) = Default::default();
+            Self { inventory, limited, let_go, leases: Leases::NotUsed }
         }
 
         fn judge(&self) -> Readiness {
@@ -151,6 +162,7 @@ mod tests {
             let view = View {
                 inventory: &self.inventory,
                 limited: &self.limited,
+                let_go: &self.let_go,
                 leases: &self.leases,
                 policy: Policy {
                     window: Window {

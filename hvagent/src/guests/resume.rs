@@ -5,7 +5,7 @@
 //! grace with everything of that guest locked. Never one that somebody has paused, never one whose
 //! lease may be gone: another host may run it by now (S12).
 
-use crate::core::phase::Phase;
+use crate::core::phase::{Cause, Phase};
 use crate::libvirt::state::{DomainState, Paused};
 
 /// So often one guest is tried in one move.
@@ -43,7 +43,7 @@ pub fn decide(state: DomainState, lease: Lease, phase: Phase, tries: u32) -> Out
         DomainState::Unknown => return Outcome::Stays("libvirt does not tell its state"),
         _ => return Outcome::NotOurs,
     }
-    if !matches!(phase, Phase::OpensBack | Phase::Verified) {
+    if !takes_opens(phase) {
         return Outcome::Stays("the storage is not known to take opens yet");
     }
     match lease {
@@ -59,10 +59,13 @@ pub fn decide(state: DomainState, lease: Lease, phase: Phase, tries: u32) -> Out
     Outcome::Resume
 }
 
+const fn takes_opens(phase: Phase) -> bool {
+    matches!(phase, Phase::OpensBack | Phase::Verified | Phase::Failed(Cause::Unverified))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::phase::Cause;
     use proptest::prelude::*;
 
     const OURS: DomainState = DomainState::Paused(Paused::IoError);
@@ -82,7 +85,8 @@ mod tests {
     fn a_guest_paused_by_its_disk_goes_on_once_opens_are_back() {
         for phase in PHASES {
             let outcome = decide(OURS, Lease::Held, phase, 0);
-            let expected = matches!(phase, Phase::OpensBack | Phase::Verified);
+            let opens = [Phase::OpensBack, Phase::Verified, Phase::Failed(Cause::Unverified)];
+            let expected = opens.contains(&phase);
             assert_eq!(outcome == Outcome::Resume, expected, "{phase:?}");
         }
         assert_eq!(decide(OURS, Lease::NotUsed, Phase::OpensBack, 2), Outcome::Resume);

@@ -20,6 +20,7 @@ pub(crate) fn migration(remaining_mib: u64, speed_mib: u64, dirty_mib: u64) -> J
     Job {
         operation: Operation::MigrationOut,
         elapsed: Duration::from_secs(3),
+        begun: true,
         remaining: Some(remaining_mib * MIB),
         speed: Some(speed_mib * MIB),
         dirty: Some(dirty_mib * MIB),

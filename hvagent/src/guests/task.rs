@@ -12,31 +12,35 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use zbus::OwnedObjectPath;
 
-use super::holds::{self, Incoming, Policy};
-use super::hypervisor::Hypervisor;
+use super::holds::Incoming;
+use super::hypervisor::{self, Hypervisor};
 use super::inventory::{self, Ask, Inventory, RESYNC, Told};
 use super::leases::{self, Places};
-use super::limits::{self, Ledger, Noted, Old};
+use super::limits::{self, Ledger};
 use super::proc::Qemu;
 use super::readiness::{self, View};
 use super::rounds::{Candidate, Phases, Run, Tries};
 use super::stall::Meter;
 use crate::core::Now;
 use crate::core::phase::{Phase, Timing};
-use crate::drive::hands::{GuestStall, Readiness};
+use crate::drive::hands::{Coming, GuestStall, Readiness};
 use crate::libvirt::events::{Event, Lost};
-use crate::libvirt::job::{Caution, Window};
+use crate::libvirt::job::Caution;
 use crate::libvirt::{Error, Result};
 
-/// While limits are changed, QEMU gets no more than this for the switchover: the least there is.
-const LEAST_DOWNTIME: Duration = Duration::from_millis(1);
-/// Between two attempts to restore limits.
+mod limiting;
+
+/// Until libvirt is asked again that has failed.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// A hook waits for no longer (110 s for a migration): what is known is not taken for old meanwhile.
+const QUIET: Duration = Duration::from_secs(120);
 
 /// The task's numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The stall that a move is expected to cost, for migrations and leases.
+    /// The stall that a move is expected to cost at least, for migrations and leases: nasd's own prediction
+    /// counts where it is longer.
     pub outage: Duration,
     /// How long new opens may wait after it.
     pub grace: Duration,
@@ -94,13 +98,13 @@ impl Default for Settings {
 pub(super) enum Order {
     Hold(PathBuf, oneshot::Sender<()>),
     Release(PathBuf, oneshot::Sender<()>),
-    Ready(PathBuf, Duration, oneshot::Sender<Readiness>),
+    Ready(PathBuf, Coming, oneshot::Sender<Readiness>),
     Resume(PathBuf),
     Verify(PathBuf, oneshot::Sender<Vec<String>>),
     Stalls(PathBuf, oneshot::Sender<Vec<GuestStall>>),
     Mounts(Vec<PathBuf>),
     Phase(PathBuf, Phase),
-    StartWaits(Duration),
+    HookWaits(Duration),
     Reachable(oneshot::Sender<std::result::Result<(), String>>),
     Event(Event),
     Seen(Now, Vec<Qemu>),
@@ -116,17 +120,22 @@ pub(super) struct Worker<H> {
     ledger: Ledger,
     meter: Meter,
     phases: Phases,
-    /// Mounts whose phases are told: nothing is concluded from the calls then.
-    phase_told: BTreeSet<PathBuf>,
     tries: Tries,
     /// Mounts that are held, since when.
     held: BTreeMap<PathBuf, Now>,
+    /// What nasd predicts of the announced moves, by mount.
+    outages: BTreeMap<PathBuf, Duration>,
     /// Limits in MiB/s that are in force because they were set and confirmed.
     limited: BTreeMap<String, u64>,
+    /// Since when nasd is told that a guest's migration stands in the way, by the guest's object.
+    blocked_since: BTreeMap<String, Now>,
+    /// Guests whose migrations were slowed down in vain: they end as fast as they can, and are waited for.
+    let_go: BTreeSet<String>,
     /// Why the last limit could not be put on disk.
     disk: Option<String>,
     resync_at: Now,
     restore_at: Now,
+    quiet_since: Now,
     quiet_until: Now,
 }
 
@@ -140,12 +149,15 @@ impl<H: Hypervisor> Worker<H> {
             ledger,
             meter: Meter::default(),
             phases: Phases::default(),
-            phase_told: BTreeSet::new(),
             tries: Tries::default(),
             held: BTreeMap::new(),
+            outages: BTreeMap::new(),
             limited: BTreeMap::new(),
+            blocked_since: BTreeMap::new(),
+            let_go: BTreeSet::new(),
             disk: None,
             resync_at: now,
+            quiet_since: now,
             quiet_until: now,
         }
     }
@@ -166,8 +178,8 @@ impl<H: Hypervisor> Worker<H> {
                 self.release(now, &mount).await;
                 let _ = done.send(());
             }
-            Order::Ready(mount, within, answer) => {
-                let _ = answer.send(self.ready(now, &mount, within).await);
+            Order::Ready(mount, coming, answer) => {
+                let _ = answer.send(self.ready(now, &mount, coming).await);
             }
             Order::Resume(mount) => {
                 let run = self.run(mount);
@@ -178,12 +190,14 @@ impl<H: Hypervisor> Worker<H> {
                 let _ = answer.send(self.stalls(now, &mount));
             }
             Order::Mounts(points) => self.inventory.mounts(points),
-            Order::Phase(mount, phase) => {
-                self.phases.set(&mount, phase);
-                self.phase_told.insert(mount);
-            }
-            Order::StartWaits(time) => {
+            Order::Phase(mount, phase) => self.phases.set(&mount, phase),
+            Order::HookWaits(time) => {
+                if now >= self.quiet_until {
+                    self.quiet_since = now;
+                }
                 self.quiet_until = self.quiet_until.max(now.saturating_add(time));
+                let long = now.saturating_sub(self.quiet_since) > QUIET;
+                self.inventory.quiet((!long).then_some(self.quiet_since));
             }
             Order::Reachable(answer) => {
                 let _ = answer.send(self.inventory.doubt(now).map_or(Ok(()), Err));
@@ -199,6 +213,9 @@ impl<H: Hypervisor> Worker<H> {
 
     async fn tick(&mut self, now: Now) {
         self.end_long_holds(now).await;
+        if now >= self.quiet_until {
+            self.inventory.quiet(None);
+        }
         if now >= self.resync_at && now >= self.quiet_until {
             self.resync(now).await;
         }
@@ -289,7 +306,7 @@ impl<H: Hypervisor> Worker<H> {
         for (path, domain) in guests {
             match self.hypervisor.state(&path).await {
                 Ok(state) => {
-                    let job = self.hypervisor.job(&path).await.map_err(|error| error.to_string());
+                    let job = hypervisor::job_of(self.hypervisor.job(&path).await);
                     self.inventory.told(now, path, Told { domain, state, job });
                 }
                 Err(error) if concerns_one(&error) => left = true,
@@ -323,7 +340,6 @@ impl<H: Hypervisor> Worker<H> {
         self.held.insert(mount.to_owned(), now);
         // A run of the move before may still hold the old ones, and ends by itself.
         self.tries = Tries::default();
-        self.conclude(mount, Phase::Announced);
         let names = self.inventory.names(mount);
         self.meter.done(&names);
         self.meter.cut(now, &names);
@@ -332,184 +348,24 @@ impl<H: Hypervisor> Worker<H> {
         }
     }
 
-    /// Where nobody tells phases, the calls say enough of them.
-    fn conclude(&self, mount: &Path, phase: Phase) {
-        if !self.phase_told.contains(mount) {
-            self.phases.set(mount, phase);
-        }
-    }
-
-    fn policy(&self, now: Now, mount: &Path) -> Policy {
-        let since = self.held.get(mount).copied().unwrap_or(now);
-        let patience = self.settings.patience.saturating_sub(now.saturating_sub(since));
-        let (outage, grace) = (self.settings.outage, self.settings.grace);
-        Policy {
-            window: Window { starts_in: patience, outage, grace },
-            caution: self.settings.caution,
-            incoming: self.settings.incoming,
-        }
-    }
-
-    async fn hold_back(&mut self, now: Now, mount: &Path) {
-        self.look_at_jobs(now, mount).await;
-        let policy = self.policy(now, mount);
-        let limit = |guest: &inventory::Guest| {
-            let told = guest.told.as_ref()?;
-            let job = told.job.as_ref().map(Option::as_ref).map_err(|_| ());
-            let limited = self.limited.get(guest.path.as_str()).copied();
-            let limit = holds::decide(job, told.state, limited, &policy).limit?;
-            Some((guest.path.clone(), guest.name().to_owned(), limit))
-        };
-        let wanted: Vec<_> = self.inventory.on(mount).filter_map(limit).collect();
-        for (path, name, limit) in wanted {
-            self.slow_down(&path, &name, limit).await;
-        }
-    }
-
-    async fn slow_down(&mut self, path: &OwnedObjectPath, name: &str, limit: u64) {
-        if self.limited.get(path.as_str()) == Some(&limit) {
-            return;
-        }
-        match self.note(path, name).await {
-            Ok(noted) => self.limit(noted, path, limit).await,
-            Err(why) => {
-                tracing::warn!(guest = name, why, "its migration is not slowed down");
-                self.disk = Some(why);
-            }
-        }
-    }
-
-    /// The limits as they are, on disk.
-    async fn note(
-        &mut self,
-        path: &OwnedObjectPath,
-        name: &str,
-    ) -> std::result::Result<Noted, String> {
-        let known = self.ledger.all().find(|old| old.path == path.as_str()).cloned();
-        let old = match known {
-            Some(old) => old,
-            None => {
-                let speed = self.hypervisor.speed(path).await.map_err(|error| error.to_string())?;
-                Old {
-                    path: path.as_str().to_owned(),
-                    guest: name.to_owned(),
-                    mib_per_second: speed,
-                    downtime_ms: u64::try_from(self.settings.downtime.as_millis()).unwrap_or(300),
-                }
-            }
-        };
-        self.ledger.note(old).await.map_err(|error| error.to_string())
-    }
-
-    /// Sets a limit whose old value is on disk. It counts once libvirt has confirmed it.
-    async fn limit(&mut self, noted: Noted, path: &OwnedObjectPath, limit: u64) {
-        self.disk = None;
-        if let Err(error) = self.hypervisor.set_speed(path, limit).await {
-            tracing::warn!(guest = noted.path(), %error, "its migration is not slowed down");
-            return;
-        }
-        self.limited.insert(path.as_str().to_owned(), limit);
-        tracing::info!(
-            guest = noted.path(),
-            mib_per_second = limit,
-            "its migration is slowed down"
-        );
-        // The speed alone holds by the bytes that are left; this only keeps QEMU from ending early.
-        if let Err(error) = self.hypervisor.set_downtime(path, LEAST_DOWNTIME).await {
-            tracing::warn!(guest = noted.path(), %error, "its downtime limit is as before");
-        }
-    }
-
-    async fn end_long_holds(&mut self, now: Now) {
-        let longest = self.settings.longest_hold;
-        let over = self.held.iter().filter(|(_, since)| now.saturating_sub(**since) >= longest);
-        let over: Vec<PathBuf> = over.map(|(mount, _)| mount.clone()).collect();
-        for mount in over {
-            tracing::warn!(mount = %mount.display(), "a hold was not ended in time: it ends now");
-            self.release(now, &mount).await;
-        }
-    }
-
-    // ---- back to before ----
-
-    async fn release(&mut self, now: Now, mount: &Path) {
-        // A release ends a move that was verified, or one that was not made.
-        let phase = self.phases.get(mount);
-        let ended = if phase == Phase::OpensBack { Phase::Verified } else { Phase::Normal };
-        if self.held.remove(mount).is_some() {
-            self.conclude(mount, ended);
-        }
-        self.restore(now).await;
-    }
-
-    /// Restores all limits but those of guests on a mount that is held. Whose mount is not known
-    /// waits until none is held.
-    async fn restore(&mut self, now: Now) {
-        self.restore_at = now.saturating_add(AGAIN);
-        let mut kept: BTreeSet<String> = BTreeSet::new();
-        for mount in self.held.keys() {
-            kept.extend(self.inventory.on(mount).map(|guest| guest.path.as_str().to_owned()));
-        }
-        let unheld = |old: &&Old| {
-            let known = self.inventory.get(&old.path).is_some() || self.held.is_empty();
-            known && !kept.contains(&old.path)
-        };
-        let due: Vec<Old> = self.ledger.all().filter(unheld).cloned().collect();
-        for old in due {
-            if self.inventory.is_gone(now, &old.path) {
-                tracing::info!(
-                    guest = old.guest,
-                    "it is gone from this host, and its old limits too"
-                );
-                self.forget(&old).await;
-            } else if self.put_back(&old).await {
-                tracing::info!(guest = old.guest, "the limits of its migrations are as before");
-                self.forget(&old).await;
-            }
-        }
-    }
-
-    /// Whether a guest's limits are as before. The downtime belongs to a running migration: where none
-    /// runs any more, libvirt has reset it.
-    async fn put_back(&self, old: &Old) -> bool {
-        let Ok(path) = OwnedObjectPath::try_from(old.path.clone()) else {
-            // Not a name that libvirt ever gave: nothing can be restored by it.
-            return true;
-        };
-        if let Err(error) = self.hypervisor.set_speed(&path, old.mib_per_second).await {
-            tracing::warn!(guest = old.guest, %error, "the limits of its migrations stay for now");
-            return false;
-        }
-        let downtime = Duration::from_millis(old.downtime_ms);
-        match self.hypervisor.set_downtime(&path, downtime).await {
-            Ok(()) => true,
-            Err(Error::Refused { .. }) => {
-                matches!(self.hypervisor.job(&path).await, Ok(None))
-            }
-            Err(_) => false,
-        }
-    }
-
-    async fn forget(&mut self, old: &Old) {
-        self.limited.remove(&old.path);
-        if let Err(error) = self.ledger.forget(&old.path).await {
-            tracing::warn!(guest = old.guest, %error, "its old limits are restored, and still on disk");
-        }
-    }
-
     // ---- answers ----
 
-    async fn ready(&mut self, now: Now, mount: &Path, within: Duration) -> Readiness {
+    async fn ready(&mut self, now: Now, mount: &Path, coming: Coming) -> Readiness {
+        if !coming.outage.is_zero() {
+            self.outages.insert(mount.to_owned(), coming.outage);
+        }
         if self.inventory.doubt(now).is_some() {
             self.refresh(now).await;
         }
         self.look_at_jobs(now, mount).await;
         let leases = leases::ask(&self.settings.places).await;
         let mut policy = self.policy(now, mount);
-        policy.window.starts_in = policy.window.starts_in.min(within);
+        policy.window.starts_in = policy.window.starts_in.min(coming.within);
+        self.note_blocked(now, mount, &policy);
         let view = View {
             inventory: &self.inventory,
             limited: &self.limited,
+            let_go: &self.let_go,
             leases: &leases,
             policy,
             safety: self.settings.lease_safety,
@@ -547,8 +403,6 @@ impl<H: Hypervisor> Worker<H> {
             path: guest.path.clone(),
             name: guest.name().to_owned(),
         };
-        // Whoever asks has seen opens succeed: without that nobody asks for a resume.
-        self.conclude(&mount, Phase::OpensBack);
         Run {
             hypervisor: self.hypervisor.clone(),
             guests: self.inventory.on(&mount).map(candidate).collect(),

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 
+use super::limiting::LEAST_DOWNTIME;
 use super::*;
 use crate::guests::samples::{migration, object, running};
 use crate::libvirt::job::Job;
@@ -12,6 +13,8 @@ use crate::libvirt::state::DomainState;
 const MOUNT: &str = "/vms";
 const AT: fn(u64) -> Now = Duration::from_secs;
 /// What libvirt has when nobody has limited anything.
+const COMING: Coming = Coming { within: AT_30, outage: Duration::ZERO };
+const AT_30: Duration = Duration::from_secs(30);
 const UNLIMITED: u64 = 8_796_093_022_207;
 
 #[derive(Debug, Default)]
@@ -179,7 +182,7 @@ impl Lab {
 
     async fn ready(&mut self, now: u64) -> Readiness {
         let (reply, answer) = oneshot::channel();
-        let order = Order::Ready(MOUNT.into(), AT(30), reply);
+        let order = Order::Ready(MOUNT.into(), COMING, reply);
         self.worker.take(AT(now), order).await;
         answer.await.unwrap()
     }
@@ -238,6 +241,95 @@ async fn s11_a_held_migration_is_slowed_further_while_it_goes_on() {
     assert_eq!(lab.speed("a"), Some(15));
     lab.release(3).await;
     assert_eq!(lab.speed("a"), Some(UNLIMITED), "the first value is the old one");
+}
+
+#[tokio::test]
+async fn s11_a_migration_that_was_slowed_down_too_late_is_let_finish_and_waited_for() {
+    let mut lab = lab(vec![("a", leaving("a"))]).await;
+    lab.phase(Phase::Announced).await;
+    lab.hold(1).await;
+    let near = Told { job: Ok(Some(migration(9, 1, 0))), ..at_rest("a") };
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), near));
+    lab.worker.take(AT(6), Order::Tick).await;
+    assert_eq!(lab.speed("a"), Some(30), "nasd has not been told yet");
+    assert!(!lab.ready(7).await.ready);
+    lab.worker.take(AT(10), Order::Tick).await;
+    assert_eq!(lab.speed("a"), Some(30), "nor for long");
+    lab.worker.take(AT(11), Order::Tick).await;
+    assert_eq!((lab.speed("a"), lab.worker.ledger.all().count()), (Some(UNLIMITED), 0));
+    lab.worker.take(AT(12), Order::Tick).await;
+    assert_eq!(lab.speed("a"), Some(UNLIMITED), "once is enough");
+    // The speed that libvirt tells is still that of the limit: it would last for the whole window.
+    let slow = Told { job: Ok(Some(migration(90, 1, 0))), ..at_rest("a") };
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), slow));
+    let answer = lab.ready(12).await;
+    assert!(answer.reasons[0].contains("let finish"), "{:?}", answer.reasons);
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), at_rest("a")));
+    lab.worker.take(AT(13), Order::Tick).await;
+    assert!(lab.ready(13).await.ready);
+}
+
+#[tokio::test]
+async fn s11_a_held_migration_is_not_let_go_once_the_storage_was_cut_nor_while_it_can_be_held() {
+    let mut lab = lab(vec![("a", leaving("a"))]).await;
+    lab.phase(Phase::Announced).await;
+    lab.hold(1).await;
+    let more = Told { job: Ok(Some(migration(600, 30, 0))), ..at_rest("a") };
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), more));
+    lab.ready(2).await;
+    lab.worker.take(AT(13), Order::Tick).await;
+    assert_eq!(lab.speed("a"), Some(26), "slowed down further");
+    let near = Told { job: Ok(Some(migration(9, 1, 0))), ..at_rest("a") };
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), near));
+    lab.ready(14).await;
+    for phase in [Phase::IoBack, Phase::OpensBack] {
+        lab.phase(phase).await;
+        lab.worker.take(AT(30), Order::Tick).await;
+        assert_ne!(lab.speed("a"), Some(UNLIMITED), "{phase:?}");
+    }
+}
+
+#[tokio::test]
+async fn s11_one_that_is_let_finish_is_waited_for_also_while_its_limit_cannot_be_taken_back() {
+    let mut lab = lab(vec![("a", leaving("a"))]).await;
+    lab.phase(Phase::Announced).await;
+    lab.hold(1).await;
+    let told = |left| Told { job: Ok(Some(migration(left, 1, 0))), ..at_rest("a") };
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), told(9)));
+    lab.ready(2).await;
+    lab.fake.with(|knobs| knobs.refuses_downtime = true);
+    lab.worker.take(AT(6), Order::Tick).await;
+    assert_eq!((lab.speed("a"), lab.worker.ledger.all().count()), (Some(UNLIMITED), 1));
+    lab.fake.with(|knobs| knobs.guests.insert("a".to_owned(), told(90)));
+    assert!(!lab.ready(7).await.ready, "it only looks slow");
+    lab.fake.with(|knobs| knobs.refuses_downtime = false);
+    lab.worker.take(AT(8), Order::Tick).await;
+    assert_eq!((lab.speed("a"), lab.worker.ledger.all().count()), (Some(UNLIMITED), 0));
+}
+
+#[tokio::test]
+async fn s11_a_limit_that_could_not_be_taken_back_whole_counts_no_more() {
+    let mut lab = lab(vec![("a", leaving("a"))]).await;
+    lab.hold(1).await;
+    assert!(lab.ready(2).await.ready);
+    let old = lab.worker.ledger.all().next().cloned().unwrap();
+    lab.fake.with(|knobs| knobs.refuses_downtime = true);
+    assert!(!lab.worker.put_back(&old).await);
+    assert!(!lab.ready(2).await.ready, "its speed is the old one");
+}
+
+#[tokio::test]
+async fn s10_what_is_known_does_not_age_while_a_hook_waits() {
+    let mut lab = lab(vec![("a", at_rest("a"))]).await;
+    for second in 1..100 {
+        lab.worker.take(AT(second), Order::HookWaits(AT(3))).await;
+        lab.worker.take(AT(second), Order::Tick).await;
+        assert_eq!(lab.worker.inventory.doubt(AT(second)), None, "{second}");
+    }
+    for second in 100..130 {
+        lab.worker.take(AT(second), Order::HookWaits(AT(3))).await;
+    }
+    assert!(lab.worker.inventory.doubt(AT(130)).is_some(), "no hook waits for so long");
 }
 
 #[tokio::test]
@@ -322,9 +414,24 @@ async fn s10_a_silent_mount_s_guests_are_not_asked_about() {
 }
 
 #[tokio::test]
-async fn s10_a_start_that_waits_keeps_the_list_of_guests_from_being_asked_for() {
+async fn s11_a_predicted_stall_counts_while_it_is_announced() {
     let mut lab = lab(vec![("a", at_rest("a"))]).await;
-    lab.worker.take(AT(1), Order::StartWaits(AT(60))).await;
+    let mount = Path::new(MOUNT);
+    let own = lab.worker.policy(AT(1), mount).window.outage;
+    for (predicted, counts) in [(own * 4, own * 4), (own / 2, own)] {
+        let (reply, _) = oneshot::channel();
+        let coming = Coming { outage: predicted, ..COMING };
+        lab.worker.take(AT(1), Order::Ready(MOUNT.into(), coming, reply)).await;
+        assert_eq!(lab.worker.policy(AT(1), mount).window.outage, counts);
+    }
+    lab.release(2).await;
+    assert_eq!(lab.worker.policy(AT(2), mount).window.outage, own);
+}
+
+#[tokio::test]
+async fn s10_a_hook_that_waits_keeps_the_list_of_guests_from_being_asked_for() {
+    let mut lab = lab(vec![("a", at_rest("a"))]).await;
+    lab.worker.take(AT(1), Order::HookWaits(AT(60))).await;
     let before = lab.fake.with(|knobs| knobs.calls);
     lab.worker.take(AT(35), Order::Tick).await;
     assert_eq!(lab.fake.with(|knobs| knobs.calls), before);
@@ -384,6 +491,7 @@ async fn guests_paused_by_their_disk_go_on_and_no_others() {
     let guests = vec![("a", paused("a", 5)), ("b", paused("b", 1)), ("c", at_rest("c"))];
     let mut lab = lab(guests).await;
     lab.hold(1).await;
+    lab.phase(Phase::OpensBack).await;
     assert_eq!(lab.verify(5).await, Vec::<String>::new());
     assert_eq!(lab.resumed(), ["a"]);
 }
@@ -464,7 +572,7 @@ async fn the_whole_of_it_starts_answers_and_ends_with_its_last_handle() {
     let mut handle = crate::guests::start(fake, None, settings(&directory)).unwrap();
     handle.mounts(&[MOUNT.into()]);
     handle.hold(Path::new(MOUNT)).await;
-    let answer = handle.ready(Path::new(MOUNT), AT(10)).await;
+    let answer = handle.ready(Path::new(MOUNT), COMING).await;
     assert_eq!((answer.ready, answer.guests), (true, 1), "{:?}", answer.reasons);
     assert_eq!(handle.reachable().await, Ok(()));
     handle.release(Path::new(MOUNT)).await;

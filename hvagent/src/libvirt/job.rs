@@ -50,6 +50,9 @@ pub struct Job {
     pub operation: Operation,
     /// How long it has run.
     pub elapsed: Duration,
+    /// Something of the guest has been sent, or is known to have to be. Until the destination is prepared
+    /// (libvirt's hook runs there meanwhile) all numbers are zero.
+    pub begun: bool,
     /// Bytes left to be sent in the current round, memory and disks.
     pub remaining: Option<u64>,
     /// Bytes of memory sent per second, measured.
@@ -71,9 +74,11 @@ impl Job {
         }
         let number = |key| value::number(params, key);
         let page = number("memory_page_size").unwrap_or(PAGE);
+        let signs = ["data_total", "memory_total", "memory_bps", "memory_iteration"];
         Some(Self {
             operation: Operation::of(number("operation")),
             elapsed: Duration::from_millis(number("time_elapsed").unwrap_or(0)),
+            begun: signs.iter().any(|key| number(key).is_some_and(|n| n > 0)),
             remaining: number("data_remaining").or_else(|| number("memory_remaining")),
             speed: number("memory_bps").filter(|speed| *speed > 0),
             dirty: number("memory_dirty_rate").map(|pages| pages.saturating_mul(page)),
@@ -84,6 +89,21 @@ impl Job {
 }
 
 impl Job {
+    /// A migration to here: only its source has numbers.
+    #[must_use]
+    pub(crate) const fn arriving() -> Self {
+        Self {
+            operation: Operation::MigrationIn,
+            elapsed: Duration::ZERO,
+            begun: false,
+            remaining: None,
+            speed: None,
+            dirty: None,
+            iteration: None,
+            post_copy: false,
+        }
+    }
+
     /// How fast the guest changes its memory, once that has been measured: in the first round libvirt
     /// tells zero, and nothing is known of what the next round will find.
     fn measured_dirty(&self) -> Option<u64> {
@@ -167,9 +187,15 @@ pub enum Verdict {
     AtSource,
 }
 
-/// Judges a job. `state` is the guest's at the same time.
+/// Judges a job. `state` is the guest's at the same time, `limit` the speed in MiB/s that somebody has set for it.
 #[must_use]
-pub fn classify(job: &Job, state: DomainState, window: &Window, caution: &Caution) -> Verdict {
+pub fn classify(
+    job: &Job,
+    state: DomainState,
+    limit: Option<u64>,
+    window: &Window,
+    caution: &Caution,
+) -> Verdict {
     match job.operation {
         Operation::MigrationIn => return Verdict::AtSource,
         Operation::MigrationOut => {}
@@ -183,7 +209,7 @@ pub fn classify(job: &Job, state: DomainState, window: &Window, caution: &Cautio
     if state.is_switching_over() {
         return Verdict::Wait;
     }
-    pre_copy(job, window, caution)
+    pre_copy(job, limit, window, caution)
 }
 
 const fn unknown(state: DomainState) -> Verdict {
@@ -193,7 +219,7 @@ const fn unknown(state: DomainState) -> Verdict {
     }
 }
 
-fn pre_copy(job: &Job, window: &Window, caution: &Caution) -> Verdict {
+fn pre_copy(job: &Job, limit: Option<u64>, window: &Window, caution: &Caution) -> Verdict {
     let Some((remaining, speed)) = job.remaining.zip(job.speed) else {
         // In its first second, when nothing is measured yet, or something is wrong with it.
         return Verdict::AbortAndRetry;
@@ -205,7 +231,8 @@ fn pre_copy(job: &Job, window: &Window, caution: &Caution) -> Verdict {
         return Verdict::LetFinish { within };
     }
     let after = window.ends_in().saturating_add(caution.margin);
-    let fastest = faster(speed, caution);
+    // One that has not come near its limit yet may do so any moment.
+    let fastest = faster(speed, caution).max(limit.unwrap_or(0).saturating_mul(MIB));
     if time(remaining, fastest) >= after {
         return Verdict::LetRun;
     }

@@ -20,6 +20,7 @@ fn migration(remaining_mib: u64, speed_mib: u64, dirty_mib: u64) -> Job {
     Job {
         operation: Operation::MigrationOut,
         elapsed: Duration::from_secs(3),
+        begun: true,
         remaining: Some(remaining_mib * MIB),
         speed: Some(speed_mib * MIB),
         dirty: Some(dirty_mib * MIB),
@@ -29,7 +30,17 @@ fn migration(remaining_mib: u64, speed_mib: u64, dirty_mib: u64) -> Job {
 }
 
 fn judged(job: &Job) -> Verdict {
-    classify(job, RUNNING, &WINDOW, &Caution::default())
+    classify(job, RUNNING, None, &WINDOW, &Caution::default())
+}
+
+#[test]
+fn s11_a_migration_below_its_limit_may_reach_it_any_moment() {
+    let job = migration(432, 1, 0);
+    let with = |limit| classify(&job, RUNNING, limit, &WINDOW, &Caution::default());
+    assert_eq!(with(None), Verdict::LetRun);
+    assert_eq!(with(Some(2)), Verdict::LetRun, "the limit is slow enough");
+    assert!(matches!(with(Some(100)), Verdict::SlowDown { .. }), "{:?}", with(Some(100)));
+    assert!(matches!(with(Some(u64::MAX)), Verdict::SlowDown { .. }));
 }
 
 #[test]
@@ -71,8 +82,9 @@ fn s11_or_aborted_when_slow_is_not_slow_enough() {
 #[test]
 fn s11_a_switchover_under_way_is_waited_for_and_a_post_copy_never_touched() {
     let job = migration(1, 100, 0);
-    let judge =
-        |job: &Job, state| classify(job, DomainState::of(state), &WINDOW, &Caution::default());
+    let judge = |job: &Job, state| {
+        classify(job, DomainState::of(state), None, &WINDOW, &Caution::default())
+    };
     assert_eq!(judge(&job, (3, 2)), Verdict::Wait);
     assert_eq!(judge(&job, (3, 12)), Verdict::LetRun);
     let drawing = Job { post_copy: true, ..job };
@@ -136,7 +148,7 @@ fn any_job() -> impl Strategy<Value = Job> {
 
 proptest! {
     /// S11: whatever the numbers, a migration that is let go on cannot switch over inside the
-    /// window: not at any speed within the caution's bounds, and not if the guest stops writing.
+    /// window: not at any speed within the caution's bounds or up to its limit, and not if the guest stops writing.
     #[test]
     fn s11_no_verdict_lets_a_switchover_into_the_window(
         remaining in 0_u64..1 << 42,
@@ -146,6 +158,7 @@ proptest! {
         outage in 0_u64..120,
         grace in 0_u64..120,
         real_percent in 50_u64..=150,
+        limit in proptest::option::of(1_u64..1 << 20),
     ) {
         let s = Duration::from_secs;
         let window = Window { starts_in: s(starts), outage: s(outage), grace: s(grace) };
@@ -154,13 +167,14 @@ proptest! {
             ..migration(0, 1, 0)
         };
         let real = speed as f64 * real_percent as f64 / 100.0;
-        match classify(&job, RUNNING, &window, &Caution::default()) {
+        match classify(&job, RUNNING, limit, &window, &Caution::default()) {
             Verdict::LetFinish { .. } => {
                 let end = remaining as f64 / (real - dirty as f64);
                 prop_assert!(end <= starts as f64, "ends after {end} s");
             }
             Verdict::LetRun => {
-                let earliest = remaining as f64 / real;
+                let fastest = real.max((limit.unwrap_or(0) * MIB) as f64);
+                let earliest = remaining as f64 / fastest;
                 prop_assert!(earliest + 0.01 >= (starts + outage + grace) as f64);
             }
             Verdict::SlowDown { mib_per_second, holds_for } => {
@@ -175,9 +189,10 @@ proptest! {
     }
 
     #[test]
-    fn no_numbers_overflow(job in any_job(), seconds: u64, percent: u32) {
+    fn no_numbers_overflow(job in any_job(), limit: Option<u64>, seconds: u64, percent: u32) {
         let huge = Duration::from_secs(seconds);
         let window = Window { starts_in: huge, outage: huge, grace: huge };
-        let _ = classify(&job, RUNNING, &window, &Caution { margin: huge, speed_percent: percent });
+        let caution = Caution { margin: huge, speed_percent: percent };
+        let _ = classify(&job, RUNNING, limit, &window, &caution);
     }
 }

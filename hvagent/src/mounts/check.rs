@@ -137,7 +137,7 @@ fn patience(m: &NfsMount) -> Option<Finding> {
         }
     };
     let cure = "mount with hard: otherwise a storage move gives the guests I/O errors. Options of \
-                a mounted file system cannot be changed: move the guests away, unmount, mount";
+                a mounted file system cannot be changed";
     Some(finding(m, severity, code, evidence.to_owned(), cure))
 }
 

@@ -25,9 +25,8 @@ pub(super) fn join_by_name(name: &str) -> String {
 }
 
 fn by_libvirt() -> String {
-    "restart the daemon that holds libvirt's lock driver (libvirtd, or virtqemud where libvirt is \
-     split; running guests go on): it joins this lockspace only when it starts, which takes 20 s \
-     or more"
+    "`systemctl restart libvirtd` (virtqemud where libvirt is split; running guests go on): libvirt's \
+     lock driver joins this lockspace only when it starts, which takes 20 s or more"
         .to_owned()
 }
 

@@ -16,7 +16,7 @@ use super::hosts::{Host, Hosts};
 use super::number::{MoveId, Numbers};
 use super::readiness::{self, Question, Standing};
 use super::services::{Announcement, Said, Service, Terms};
-use super::status::{self, Hypervisors};
+use super::status::{self, Hypervisors, KnownHost};
 use super::tame;
 use crate::core::preflight::Finding;
 use crate::core::view::Now;
@@ -111,6 +111,18 @@ impl Book {
         }
     }
 
+    /// Forgets a host that is proven dead: no planned move waits for it any more.
+    ///
+    /// # Errors
+    /// It answers; how long ago it spoke. Nothing is changed.
+    pub fn forget(&mut self, now: Now, host: &str) -> Result<Vec<Out>, Duration> {
+        let stream = self.hosts.forget(now, host)?;
+        for service in self.services.values_mut() {
+            service.forget_answer(host);
+        }
+        Ok(stream.map(Out::Close).into_iter().collect())
+    }
+
     /// A stream has ended.
     pub fn detach(&mut self, stream: StreamId) {
         self.hosts.detach(stream);
@@ -173,12 +185,18 @@ impl Book {
             predicted_stall_ms: a.predicted_stall_ms,
         };
         let standing = |(host, known): (&'_ str, &Host)| {
-            (host.to_owned(), silence(known, now), a.answers.get(host))
+            let heard = now.saturating_sub(known.spoke);
+            (host.to_owned(), silence(known, now), heard, a.answers.get(host))
         };
         let standings: Vec<_> = self.hosts.concerned(name, now).map(standing).collect();
         let standings: Vec<_> = standings
             .iter()
-            .map(|(host, silent, said)| Standing { host, silent: *silent, said: *said })
+            .map(|(host, silent, heard, said)| Standing {
+                host,
+                silent: *silent,
+                heard: *heard,
+                said: *said,
+            })
             .collect();
         readiness::judge(&question, &standings, &self.absent(now, name))
     }
@@ -273,6 +291,12 @@ impl Book {
             (name.clone(), status::of_service(name, now, &self.hosts, service.stalls()))
         };
         self.services.iter().map(of).collect()
+    }
+
+    /// All hosts, attached or not.
+    #[must_use]
+    pub fn known(&self, now: Now) -> Vec<KnownHost> {
+        self.hosts.iter().map(|(name, host)| status::known(name, host, now)).collect()
     }
 
     /// What a host told of itself last.

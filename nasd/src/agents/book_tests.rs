@@ -141,6 +141,24 @@ fn s12_a_host_that_falls_silent_is_not_ready_any_more_and_is_forgotten_at_last()
 }
 
 #[test]
+fn a_host_that_is_proven_dead_stands_in_nobodys_way() {
+    let mut book = book(&[]);
+    attach(&mut book, s(0), "hv1", 1, "vms");
+    attach(&mut book, s(20), "hv2", 2, "vms");
+    let (id, _) = announce(&mut book, s(20), false);
+    ready(&mut book, s(20), 2, id);
+    assert_eq!(book.verdict(s(20), "vms"), None, "hv1 is waited for");
+    assert_eq!(book.forget(s(20), "hv2"), Err(s(0)), "it answers");
+    assert_eq!(book.known(s(20)).len(), 2);
+    assert_eq!(book.forget(s(20), "hv1"), Ok(vec![Out::Close(1)]));
+    assert_eq!(book.verdict(s(20), "vms"), Some(vec![]));
+    assert_eq!(book.forget(s(20), "hv1"), Ok(vec![]), "done already");
+    let left = book.known(s(21));
+    assert_eq!((left.len(), left[0].host.as_str(), left[0].heard_ms), (1, "hv2", 1000));
+    assert_eq!(left[0].services, ["vms"]);
+}
+
+#[test]
 fn a_host_that_has_unmounted_the_service_may_go() {
     let mut book = book(&[]);
     attach(&mut book, s(0), "hv1", 1, "vms");

@@ -114,6 +114,18 @@ impl Hosts {
         }
     }
 
+    /// A host that is proven dead is known no more. `Ok`: its stream, which is over; `None` in it: it had none,
+    /// or no such host was known.
+    ///
+    /// # Errors
+    /// It answers; how long ago it spoke. It stays.
+    pub fn forget(&mut self, now: Now, host: &str) -> Result<Option<StreamId>, Duration> {
+        match self.by_name.get(host) {
+            Some(known) if known.answers(now) => Err(now.saturating_sub(known.spoke)),
+            _ => Ok(self.by_name.remove(host).and_then(|known| known.stream)),
+        }
+    }
+
     /// Every stream.
     pub fn streams(&self) -> impl Iterator<Item = StreamId> {
         self.by_name.values().filter_map(|h| h.stream)
@@ -164,6 +176,16 @@ mod tests {
         assert!(hosts.spoke(s(2), 1).is_none());
         hosts.detach(2);
         assert!(!hosts.get("hv1").unwrap().answers(s(2)));
+    }
+
+    #[test]
+    fn s12_a_host_that_answers_is_not_forgotten() {
+        let mut hosts = Hosts::default();
+        hosts.attach(s(0), "hv1", "1".into(), 1);
+        assert_eq!(hosts.forget(s(15), "hv1"), Err(s(15)));
+        assert_eq!(hosts.forget(s(16), "hv1"), Ok(Some(1)), "its stream hangs, it is silent");
+        assert_eq!((hosts.get("hv1").is_none(), hosts.forget(s(16), "hv1")), (true, Ok(None)));
+        assert!(hosts.spoke(s(17), 1).is_none(), "what comes late on its stream is nobody's");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub mod task;
 
 pub use number::MoveId;
 pub use services::{Said, Terms};
-pub use task::{Agents, Ask};
+pub use task::{Agents, Ask, NotForgotten};
 
 /// Numbers a stream of an agent; never used twice in a life of nasd.
 pub type StreamId = u64;

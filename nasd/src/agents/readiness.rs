@@ -3,6 +3,7 @@
 //! Keeps S12: silence, an answer to another move and an answer that has not come are no consent. Owns the
 //! names of these findings and when the waiting ends.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nasd_proto::{MountState, Readiness};
@@ -36,6 +37,8 @@ pub struct Standing<'a> {
     pub host: &'a str,
     /// It does not answer, for so long.
     pub silent: Option<Duration>,
+    /// How long ago it said anything.
+    pub heard: Duration,
     /// Its answer to this announcement, if it has given one.
     pub said: Option<&'a Readiness>,
 }
@@ -47,11 +50,12 @@ pub fn judge(
     standings: &[Standing<'_>],
     absent: &[&str],
 ) -> Option<Vec<Finding>> {
-    let mut found: Vec<_> = standings.iter().filter_map(|s| against(q, s)).collect();
+    let held = held(standings);
+    let mut found: Vec<_> = standings.iter().filter_map(|s| against(q, s, &held)).collect();
     found.extend(absent.iter().map(|host| required(q, host)));
     let over = q.now >= q.deadline;
     let unanswered = standings.iter().any(|s| s.silent.is_none() && s.said.is_none());
-    let in_vain = standings.iter().any(|s| too_late(q, s));
+    let in_vain = standings.iter().any(|s| too_late(q, s, &held));
     let ended = found.is_empty() || over || (!unanswered && (q.force || in_vain));
     ended.then(|| soften(found, q.force))
 }
@@ -64,19 +68,36 @@ fn soften(mut found: Vec<Finding>, force: bool) -> Vec<Finding> {
     found
 }
 
-/// It says itself that it will not be ready in time.
-fn too_late(q: &Question<'_>, s: &Standing<'_>) -> bool {
-    let left = q.deadline.saturating_sub(q.now);
-    s.silent.is_none()
-        && s.said.is_some_and(|r| !r.ready && Duration::from_millis(r.retry_after_ms.into()) > left)
+/// An agent that holds arrivals back says so every second; 5 s after it has fallen silent libvirt's hook lets them in.
+const HELD: Duration = Duration::from_secs(4);
+
+/// Guests whose arrival is held back by a host that answers.
+fn held<'a>(standings: &[Standing<'a>]) -> BTreeSet<&'a str> {
+    let fresh = |s: &&Standing<'_>| s.silent.is_none() && s.heard <= HELD;
+    let answers = standings.iter().filter(fresh).filter_map(|s| s.said);
+    answers.flat_map(|said| said.held.iter().map(String::as_str)).collect()
 }
 
-fn against(q: &Question<'_>, s: &Standing<'_>) -> Option<Finding> {
+/// Ready, or not for migrations only that have sent nothing yet and cannot: their destinations hold them back.
+fn consents(said: &Readiness, held: &BTreeSet<&str>) -> bool {
+    let waits = |guest: &String| held.contains(guest.as_str());
+    said.ready || (said.only_unbegun && !said.unbegun.is_empty() && said.unbegun.iter().all(waits))
+}
+
+/// It says itself that it will not be ready in time.
+fn too_late(q: &Question<'_>, s: &Standing<'_>, held: &BTreeSet<&str>) -> bool {
+    let left = q.deadline.saturating_sub(q.now);
+    let late =
+        |r: &Readiness| !consents(r, held) && Duration::from_millis(r.retry_after_ms.into()) > left;
+    s.silent.is_none() && s.said.is_some_and(late)
+}
+
+fn against(q: &Question<'_>, s: &Standing<'_>, held: &BTreeSet<&str>) -> Option<Finding> {
     if let Some(silent) = s.silent {
         return Some(silence(q, s.host, silent));
     }
     match s.said {
-        Some(said) if said.ready => margin(q, s.host, said.margin_ms),
+        Some(said) if consents(said, held) => margin(q, s.host, said.margin_ms),
         Some(said) => Some(not_ready(s.host, refusal(s.host, said))),
         None => {
             let waited = seconds(q.now.saturating_sub(q.began));

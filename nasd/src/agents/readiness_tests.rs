@@ -27,7 +27,7 @@ fn busy(retry_after_ms: u32) -> Readiness {
 }
 
 fn standing<'a>(host: &'a str, said: Option<&'a Readiness>) -> Standing<'a> {
-    Standing { host, silent: None, said }
+    Standing { host, silent: None, heard: Duration::ZERO, said }
 }
 
 fn codes(found: Option<Vec<Finding>>) -> Option<Vec<(&'static str, bool)>> {
@@ -59,6 +59,34 @@ fn all_must_be_ready_and_then_the_move_begins_at_once() {
     assert_eq!(asked(16, false, &both, &[]), Some(vec![]), "ready is ready, late or not");
 }
 
+fn beginning(guests: &[&str]) -> Readiness {
+    let unbegun = guests.iter().map(|&g| g.to_owned()).collect();
+    Readiness { unbegun, only_unbegun: true, ..busy(1000) }
+}
+
+#[test]
+fn s11_a_migration_that_its_destination_holds_back_is_no_obstacle() {
+    let holds = |guests: &[&str]| Readiness {
+        held: guests.iter().map(|&g| g.to_owned()).collect(),
+        ..ready(None)
+    };
+    let of = |source: &Readiness, destination: &Readiness| {
+        asked(1, false, &[standing("hv1", Some(source)), standing("hv2", Some(destination))], &[])
+    };
+    assert_eq!(of(&beginning(&["a", "b"]), &holds(&["b", "a"])), Some(vec![]));
+    assert_eq!(of(&beginning(&["a", "b"]), &holds(&["a"])), None, "one may be sending by now");
+    let more = Readiness { only_unbegun: false, ..beginning(&["a"]) };
+    assert_eq!(of(&more, &holds(&["a"])), None, "there are other reasons");
+    assert_eq!(of(&Readiness { unbegun: vec![], ..beginning(&[]) }, &holds(&["a"])), None);
+    let (source, destination) = (beginning(&["a"]), holds(&["a"]));
+    let silent = Standing { silent: Some(s(20)), ..standing("hv2", Some(&destination)) };
+    let found = asked(15, false, &[standing("hv1", Some(&source)), silent], &[]).unwrap();
+    let quiet = Standing { heard: s(5), ..standing("hv2", Some(&destination)) };
+    let all = [standing("hv1", Some(&source)), quiet];
+    assert_eq!(asked(1, false, &all, &[]), None, "S12: its hook may have let the guest in by now");
+    assert_eq!(found.len(), 2, "S12: a host that is silent holds nothing back: {found:?}");
+}
+
 #[test]
 fn s12_no_answer_is_not_ready_at_the_deadline() {
     let one = [standing("hv1", None)];
@@ -72,7 +100,7 @@ fn s12_no_answer_is_not_ready_at_the_deadline() {
 #[test]
 fn s12_a_silent_host_refuses_whatever_it_said_before() {
     let yes = ready(None);
-    let silent = [Standing { host: "hv1", silent: Some(s(40)), said: Some(&yes) }];
+    let silent = [Standing { host: "hv1", silent: Some(s(40)), heard: s(40), said: Some(&yes) }];
     assert_eq!(asked(3, false, &silent, &[]), None, "it may come back");
     assert_eq!(asked(15, false, &silent, &[]), Some(vec![("hypervisor-silent", true)]));
     let found = judge(&question(15, false), &silent, &[]).unwrap();
@@ -116,7 +144,7 @@ fn force_warns_and_goes_on_as_soon_as_all_have_answered() {
     assert_eq!(asked(1, true, &waiting, &[]), None, "those who hear of it may still prepare");
     let warned = Some(vec![("hypervisor-not-ready", false), ("hypervisor-not-ready", false)]);
     assert_eq!(asked(15, true, &waiting, &[]), warned);
-    let dead = Standing { host: "hv2", silent: Some(s(20)), said: None };
+    let dead = Standing { host: "hv2", silent: Some(s(20)), heard: s(20), said: None };
     let answered = [standing("hv1", Some(&no)), dead];
     let warned = Some(vec![("hypervisor-not-ready", false), ("hypervisor-silent", false)]);
     assert_eq!(asked(1, true, &answered, &[]), warned);

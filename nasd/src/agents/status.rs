@@ -1,10 +1,12 @@
 //! What the status document tells of hypervisors. Owns names and units of these fields.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use nasd_proto::HostStall;
 
-use super::hosts::Hosts;
+use super::hosts::{Host, Hosts};
 use crate::core::view::Now;
 
 /// Hypervisors of one service, as one node knows them.
@@ -30,6 +32,19 @@ pub struct Hypervisor {
     pub version: String,
     /// Its mounts of the service.
     pub mounts: Vec<Mount>,
+}
+
+/// One host, whatever it has mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownHost {
+    /// Its name.
+    pub host: String,
+    /// Its agent is attached to this node and has spoken within the last 15 s.
+    pub attached: bool,
+    /// Milliseconds since it last spoke.
+    pub heard_ms: u64,
+    /// Services that it has mounted, or had when it was heard last.
+    pub services: Vec<String>,
 }
 
 /// One mount of the service on a host.
@@ -85,6 +100,22 @@ pub fn stall(told: &HostStall) -> Stall {
     }
 }
 
+fn heard_ms(host: &Host, now: Now) -> u64 {
+    u64::try_from(now.saturating_sub(host.spoke).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is known of one host.
+pub(super) fn known(name: &str, host: &Host, now: Now) -> KnownHost {
+    let mounted = host.mounts.iter().flatten().map(|m| m.service.clone());
+    let services: BTreeSet<String> = mounted.collect();
+    KnownHost {
+        host: name.to_owned(),
+        attached: host.answers(now),
+        heard_ms: heard_ms(host, now),
+        services: services.into_iter().collect(),
+    }
+}
+
 /// What is known of one service.
 pub(super) fn of_service(
     service: &str,
@@ -95,7 +126,7 @@ pub(super) fn of_service(
     let seen = hosts.concerned(service, now).map(|(host, known)| Hypervisor {
         host: host.to_owned(),
         attached: known.answers(now),
-        heard_ms: u64::try_from(now.saturating_sub(known.spoke).as_millis()).unwrap_or(u64::MAX),
+        heard_ms: heard_ms(known, now),
         version: known.version.clone(),
         mounts: known.mounts_of(service).map(mount).collect(),
     });

@@ -13,6 +13,8 @@ pub const REPORT: usize = 256 * 1024;
 const MOUNTS: usize = 64;
 /// Sentences in one list.
 const SENTENCES: usize = 16;
+/// Guests in one list.
+const GUESTS: usize = 256;
 /// Characters of a sentence or a path.
 const TEXT: usize = 300;
 /// Characters of a name.
@@ -49,7 +51,16 @@ pub fn state(state: &AgentState) -> Vec<MountState> {
 /// An answer to an announcement.
 #[must_use]
 pub fn readiness(r: &Readiness) -> Readiness {
-    Readiness { service: name(&r.service), reasons: sentences(&r.reasons), ..*r }
+    let guests = |all: &[String]| all.iter().take(GUESTS).map(|g| name(g)).collect::<Vec<_>>();
+    Readiness {
+        service: name(&r.service),
+        reasons: sentences(&r.reasons),
+        unbegun: guests(&r.unbegun),
+        // What was cut off is not known to be held.
+        only_unbegun: r.only_unbegun && r.unbegun.len() <= GUESTS,
+        held: guests(&r.held),
+        ..*r
+    }
 }
 
 /// A report of a stall.
@@ -83,9 +94,14 @@ mod tests {
         let longest = kept[0].problems.iter().map(|p| p.chars().count()).max();
         assert_eq!(longest, Some(TEXT));
         assert!(!kept[0].service.contains('\u{1b}') && kept[0].service.len() == NAME);
-        let told =
-            readiness(&Readiness { reasons: vec![long.clone(); 99], ..Readiness::default() });
+        let told = readiness(&Readiness {
+            reasons: vec![long.clone(); 99],
+            unbegun: vec![long.clone(); 999],
+            only_unbegun: true,
+            ..Readiness::default()
+        });
         assert_eq!(told.reasons.len(), SENTENCES);
+        assert_eq!((told.unbegun.len(), told.only_unbegun), (GUESTS, false));
         let told = stall(&StallReport { guest: long, stall_ms: 7, ..StallReport::default() });
         assert_eq!((told.guest.len(), told.stall_ms), (NAME, 7));
     }

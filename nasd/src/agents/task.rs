@@ -16,7 +16,7 @@ use super::StreamId;
 use super::book::{Book, Out};
 use super::number::MoveId;
 use super::services::{Said, Terms};
-use super::status::Hypervisors;
+use super::status::{Hypervisors, KnownHost};
 use crate::core::preflight::Finding;
 use crate::core::view::Now;
 
@@ -38,6 +38,25 @@ pub struct Ask {
     pub service: String,
     /// Epoch that the move would write, and all else of it.
     pub terms: Terms,
+}
+
+/// Why a host's agent is not forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotForgotten {
+    /// It lives; planned moves go on to ask it.
+    #[error("hvagent of {host} spoke {} s ago: it lives", ago.as_secs())]
+    Answers {
+        /// The host.
+        host: String,
+        /// Since when it is silent.
+        ago: Duration,
+    },
+    /// The task did not answer in time.
+    #[error("whether planned moves still wait for hvagent of {host} is not known")]
+    NotKnown {
+        /// The host.
+        host: String,
+    },
 }
 
 /// What goes to one agent's stream.
@@ -69,6 +88,8 @@ enum Command {
     Status(oneshot::Sender<BTreeMap<String, Hypervisors>>),
     Report(String, oneshot::Sender<HostReportReply>),
     Attached(oneshot::Sender<Vec<String>>),
+    Known(oneshot::Sender<Vec<KnownHost>>),
+    Forget(String, oneshot::Sender<Result<(), Duration>>),
 }
 
 /// The handle; cheap to clone.
@@ -175,6 +196,25 @@ impl Agents {
         self.ask(ANSWER, Command::Attached).await.unwrap_or_default()
     }
 
+    /// All hosts, attached or not; `None`: the task does not answer.
+    pub async fn known(&self) -> Option<Vec<KnownHost>> {
+        self.ask(ANSWER, Command::Known).await
+    }
+
+    /// Forgets a host that is proven dead: no planned move waits for its agent any more. Done as well when no
+    /// such host is known.
+    ///
+    /// # Errors
+    /// [`NotForgotten`].
+    pub async fn forget(&self, host: &str) -> Result<(), NotForgotten> {
+        let name = host.to_owned();
+        match self.ask(ANSWER, |reply| Command::Forget(name, reply)).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(ago)) => Err(NotForgotten::Answers { host: host.to_owned(), ago }),
+            None => Err(NotForgotten::NotKnown { host: host.to_owned() }),
+        }
+    }
+
     /// An agent attaches; `None`: there is no place for it.
     pub async fn attach(&self, attaching: Attaching) -> Option<StreamId> {
         self.ask(ANSWER * 4, |reply| Command::Attach(attaching, reply)).await.flatten()
@@ -273,6 +313,8 @@ impl Task {
             Command::Status(reply) => drop(reply.send(self.book.status(now))),
             Command::Report(host, reply) => drop(reply.send(self.book.report(now, &host))),
             Command::Attached(reply) => drop(reply.send(self.book.attached())),
+            Command::Known(reply) => drop(reply.send(self.book.known(now))),
+            Command::Forget(host, reply) => drop(reply.send(self.forget(now, &host))),
         }
     }
 
@@ -295,6 +337,13 @@ impl Task {
             }
             Err(finding) => drop(reply.send(vec![finding])),
         }
+    }
+
+    fn forget(&mut self, now: Now, host: &str) -> Result<(), Duration> {
+        let out = self.book.forget(now, host)?;
+        tracing::warn!(host, "agent forgotten: its host is dead");
+        self.carry_out(out);
+        Ok(())
     }
 
     fn abort(&mut self, service: &str) -> bool {

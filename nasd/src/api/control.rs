@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use nasd_proto::control_server::Control;
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, HistoryReply, HistoryRequest, HoldReply, HoldRequest,
-    MoveEvent, NodeUnreachable, Outcome, RecoverReply, RecoverRequest, StatusReply, StatusRequest,
-    SwitchoverRequest, TakeoverRequest, move_event::Kind, outcome,
+    AbortMoveReply, AbortMoveRequest, ForgetHostRequest, HistoryReply, HistoryRequest, HoldReply,
+    HoldRequest, MoveEvent, NodeUnreachable, Outcome, RecoverReply, RecoverRequest, StatusReply,
+    StatusRequest, SwitchoverRequest, TakeoverRequest, move_event::Kind, outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -234,6 +234,13 @@ impl Control for ControlService {
         request: Request<RecoverRequest>,
     ) -> Result<Response<RecoverReply>, Status> {
         self.services.recover(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn forget_host(
+        &self,
+        request: Request<ForgetHostRequest>,
+    ) -> Result<Response<RecoverReply>, Status> {
+        self.services.forget_host(request.into_inner()).await.map(Response::new)
     }
 }
 

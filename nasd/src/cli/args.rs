@@ -121,6 +121,34 @@ EXIT CODES
 --json prints two lines: {\"event\":\"explanation\", text, confirmation, facts} and {\"event\":\"outcome\",
 result, message, exit_code}. result: done, refused, not-confirmed, failed, unknown or unreachable.";
 
+const FORGET_HOST_HELP: &str = "\
+Since Linux 5.19 the NFS server keeps a client that has died with files open for up to a day. Each move or
+failover in that time has a grace of 90 s, in which no guest is started or migrated, and planned moves wait
+for its agent for 5 minutes. This forgets it on both nodes: its opens and locks are released at once.
+
+HOST is a hypervisor's host name, or its address. Says first what is known of it, then asks for a sentence.
+Nothing is done without exactly that sentence, nor while the host is heard: one that was switched off counts
+as silent when its lease has run out, 15 s by default. A host that comes back later is a new client. Every
+attempt is kept in the history of the services that knew it.
+
+If HOST lives after all, its guests lose their locks and opens, and could be started twice: switch it off or
+fence it first. A script may call this only after a power-off that was CONFIRMED, not merely asked for.
+
+EXIT CODES
+  0  done; the message says if the other node did not answer and may still remember it
+  1  refused or not confirmed, nothing changed
+  2  usage
+  4  begun, and not completed; the message says what is true
+  5  nasd is unreachable, or the outcome is unknown
+
+EXAMPLES
+  nasctl forget-host hv3                            what is known of hv3; asks
+  nasctl forget-host hv3 --confirm 'hv3 is dead'    in a fencing script, after the confirmed power-off
+  timeout 120 sh -c \"until nasctl forget-host hv3 --confirm 'hv3 is dead'; do sleep 5; done\"
+
+--json prints two lines: {\"event\":\"explanation\", text, confirmation, facts} and {\"event\":\"outcome\",
+result, message, exit_code}. result: done, refused, not-confirmed, failed, unknown or unreachable.";
+
 /// Shows and moves the NFS services of a NAS pair.
 #[derive(Debug, Parser)]
 #[command(name = "nasctl", version)]
@@ -163,6 +191,9 @@ pub enum Command {
     /// Throw this node's changes away after the nodes have parted
     #[command(after_help = CONFIRMED_HELP)]
     SplitBrain(SplitBrainArgs),
+    /// Forget a hypervisor that is proven dead: its locks, its opens, its agent
+    #[command(after_help = FORGET_HOST_HELP)]
+    ForgetHost(ForgetHostArgs),
 }
 
 /// Arguments of `status`.
@@ -246,11 +277,29 @@ pub struct HistoryArgs {
     pub json: bool,
 }
 
-/// Arguments of what needs a typed sentence.
+/// Arguments of `forget-host`.
+#[derive(Debug, Args)]
+pub struct ForgetHostArgs {
+    /// The hypervisor's host name, or its address
+    pub host: String,
+    /// Confirmation
+    #[command(flatten)]
+    pub typed: TypedArgs,
+}
+
+/// Arguments of what is done to a service with a typed sentence.
 #[derive(Debug, Args)]
 pub struct ConfirmArgs {
     /// The service
     pub service: String,
+    /// Confirmation
+    #[command(flatten)]
+    pub typed: TypedArgs,
+}
+
+/// A sentence, and how to tell what came of it.
+#[derive(Debug, Args)]
+pub struct TypedArgs {
     /// The sentence that confirms it, letter by letter
     #[arg(long, value_name = "SENTENCE")]
     pub confirm: Option<String>,
@@ -304,7 +353,7 @@ mod tests {
         let cli = Cli::try_parse_from(["nasctl", "split-brain", "vms", "--confirm", "x"]).unwrap();
         let Command::SplitBrain(args) = cli.command else { panic!("not parsed") };
         assert!(!args.discard_mine);
-        assert_eq!(args.confirm.confirm.as_deref(), Some("x"));
+        assert_eq!(args.confirm.typed.confirm.as_deref(), Some("x"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What may lose data: explained first, done only with the exact sentence (S3).
+//! What cannot be undone: explained first, done only with the exact sentence (S3).
 //!
 //! Owns the question. The sentence is compared here and again by nasd, which alone knows it: a typo, an
 //! empty line, no terminal, an end of input all mean no (S12).
@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use nasd_proto::control_client::ControlClient;
 use nasd_proto::recover_request::What;
-use nasd_proto::{RecoverReply, RecoverRequest};
+use nasd_proto::{ForgetHostRequest, RecoverReply, RecoverRequest};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
-use super::args::{Cli, ConfirmArgs, SplitBrainArgs};
-use super::client::{connect, within};
+use super::args::{Cli, ConfirmArgs, ForgetHostArgs, SplitBrainArgs, TypedArgs};
+use super::client::{ClientError, connect, within};
 use super::moves::Ending;
 use super::run::{answer, complain, operator};
 use super::screen::Screen;
@@ -24,23 +25,61 @@ const EXPLAIN: Duration = Duration::from_secs(25);
 /// As above, then a compare-and-set and a promotion with its fence helper.
 const EXECUTE: Duration = Duration::from_secs(75);
 
+/// What is asked for.
+enum Asked<'a> {
+    Recovery { service: &'a str, what: What },
+    Forgetting { host: &'a str },
+}
+
+type Answer = Result<Result<Response<RecoverReply>, Status>, ClientError>;
+
+impl Asked<'_> {
+    /// With what was typed; without it, to be explained.
+    async fn send(&self, client: &mut ControlClient<Channel>, typed: Option<String>) -> Answer {
+        let limit = if typed.is_none() { EXPLAIN } else { EXECUTE };
+        let (by, explain) = (operator(), typed.is_none());
+        let confirmed = typed.unwrap_or_default();
+        match self {
+            Self::Recovery { service, what } => {
+                let (service, what) = ((*service).to_owned(), (*what).into());
+                let request = RecoverRequest { service, what, by, confirmed, explain };
+                within(limit, client.recover(request)).await
+            }
+            Self::Forgetting { host } => {
+                let (host, names) = ((*host).to_owned(), Vec::new());
+                let request = ForgetHostRequest { host, by, confirmed, explain, names };
+                within(limit, client.forget_host(request)).await
+            }
+        }
+    }
+}
+
 /// `nasctl recover`.
 pub async fn recover(cli: &Cli, args: &ConfirmArgs) -> u8 {
-    run(cli, args, What::OpenHere, true).await
+    let asked = Asked::Recovery { service: &args.service, what: What::OpenHere };
+    run(cli, &args.typed, asked, true).await
 }
 
 /// `nasctl emergency-start`.
 pub async fn emergency_start(cli: &Cli, args: &ConfirmArgs) -> u8 {
-    run(cli, args, What::EmergencyStart, true).await
+    let asked = Asked::Recovery { service: &args.service, what: What::EmergencyStart };
+    run(cli, &args.typed, asked, true).await
 }
 
 /// `nasctl split-brain`; without `--discard-mine` it only explains.
 pub async fn split_brain(cli: &Cli, args: &SplitBrainArgs) -> u8 {
-    run(cli, &args.confirm, What::DiscardMine, args.discard_mine).await
+    let confirm = &args.confirm;
+    let asked = Asked::Recovery { service: &confirm.service, what: What::DiscardMine };
+    run(cli, &confirm.typed, asked, args.discard_mine).await
 }
 
-async fn run(cli: &Cli, args: &ConfirmArgs, what: What, go_on: bool) -> u8 {
-    let (ending, message) = match attempt(cli, args, what, go_on).await {
+/// `nasctl forget-host`.
+pub async fn forget_host(cli: &Cli, args: &ForgetHostArgs) -> u8 {
+    run(cli, &args.typed, Asked::Forgetting { host: &args.host }, true).await
+}
+
+async fn run(cli: &Cli, args: &TypedArgs, asked: Asked<'_>, go_on: bool) -> u8 {
+    let (ending, message) = match attempt(cli, args, &asked, go_on).await {
         Ok(done) => done,
         Err(failed) => failed,
     };
@@ -62,11 +101,15 @@ fn tell(as_json: bool, ending: Ending, message: &str) {
 
 type Told = (Ending, String);
 
-async fn attempt(cli: &Cli, args: &ConfirmArgs, what: What, go_on: bool) -> Result<Told, Told> {
+async fn attempt(
+    cli: &Cli,
+    args: &TypedArgs,
+    asked: &Asked<'_>,
+    go_on: bool,
+) -> Result<Told, Told> {
     let mut client =
         connect(&cli.socket).await.map_err(|e| (Ending::Unreachable, e.to_string()))?;
-    let explain = request(args, what, None);
-    let explained = answer(within(EXPLAIN, client.recover(explain)).await)
+    let explained = answer(asked.send(&mut client, None).await)
         // Explaining changes nothing, so whatever went wrong, nothing was done.
         .map_err(|(ending, why)| match ending {
             Ending::Refused => (ending, why),
@@ -90,16 +133,16 @@ async fn attempt(cli: &Cli, args: &ConfirmArgs, what: What, go_on: bool) -> Resu
         let why = format!("the sentence is: {sentence}; nothing was changed");
         return Ok((Ending::NotConfirmed, why));
     }
-    execute(&mut client, request(args, what, Some(typed))).await
+    execute(&mut client, asked, typed).await
 }
 
 async fn execute(
     client: &mut ControlClient<Channel>,
-    request: RecoverRequest,
+    asked: &Asked<'_>,
+    typed: String,
 ) -> Result<Told, Told> {
-    let call = within(EXECUTE, client.recover(request));
     let answered = tokio::select! {
-        answered = call => answered,
+        answered = asked.send(client, Some(typed)) => answered,
         _ = tokio::signal::ctrl_c() => {
             return Ok((Ending::Unknown, "interrupted; what was begun goes on in nasd".into()));
         }
@@ -109,17 +152,7 @@ async fn execute(
     Ok((ending, reply.message))
 }
 
-fn request(args: &ConfirmArgs, what: What, confirmed: Option<String>) -> RecoverRequest {
-    RecoverRequest {
-        service: args.service.clone(),
-        what: what.into(),
-        by: operator(),
-        explain: confirmed.is_none(),
-        confirmed: confirmed.unwrap_or_default(),
-    }
-}
-
-fn show(args: &ConfirmArgs, reply: &RecoverReply) {
+fn show(args: &TypedArgs, reply: &RecoverReply) {
     let screen = Screen::new(false);
     if args.json {
         let facts: Value = serde_json::from_str(&reply.details_json).unwrap_or(Value::Null);

@@ -41,6 +41,7 @@ async fn run(cli: &Cli) -> u8 {
         Command::Recover(args) => confirm::recover(cli, args).await,
         Command::EmergencyStart(args) => confirm::emergency_start(cli, args).await,
         Command::SplitBrain(args) => confirm::split_brain(cli, args).await,
+        Command::ForgetHost(args) => confirm::forget_host(cli, args).await,
     }
 }
 

@@ -171,6 +171,16 @@ impl Hands {
         }
     }
 
+    /// Makes the NFS server ready to start, which touches no volume and serves nobody; why it cannot be. Only
+    /// where it does not run.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn prepare_server(&self, limit: Duration) -> Result<(), String> {
+        let op = Op::ServerSetup(super::steps::setup_of(&self.service));
+        self.io_call(op, limit).await.map(drop).map_err(|e| e.to_string())
+    }
+
     async fn set_up_server(&self, client: &Client) -> Result<(), CallError> {
         let op = Op::ServerSetup(super::steps::setup_of(&self.service));
         client.call(op, Duration::from_secs(10)).await.map(drop)

@@ -124,9 +124,10 @@ pub enum Op {
         #[serde(default)]
         known_clients: Vec<IpAddr>,
     },
-    /// Names clients that are proven dead: the next start drops them from the records, so that
-    /// its grace does not wait for them (S7). Without effect on a server that runs.
-    DropClients {
+    /// Expires clients that are proven dead, so that no later grace waits for them (S7). Refused while grace
+    /// runs, while removals of records are ignored, and when one of them is not known to be silent for
+    /// longer than a lease. Idempotent. Hangs while such a client has a call in execution.
+    ExpireClients {
         /// Their owner strings.
         names: Vec<Vec<u8>>,
     },
@@ -181,7 +182,7 @@ impl Op {
             Op::Canary { .. } => "canary",
             Op::ServerSetup(_) => "server_setup",
             Op::ServerStart { .. } => "server_start",
-            Op::DropClients { .. } => "drop_clients",
+            Op::ExpireClients { .. } => "expire_clients",
             Op::ServerStop => "server_stop",
             Op::ServerStatus => "server_status",
             Op::Probe { .. } => "probe",
@@ -272,6 +273,11 @@ pub enum Answer {
     },
     /// To [`Op::ServerStatus`].
     Status(Box<ServerStatus>),
+    /// To [`Op::ExpireClients`]: none of them is known or recorded any more.
+    Expired {
+        /// How many were known until now.
+        clients: u32,
+    },
     /// To [`Op::Progress`].
     Progress {
         /// Operations completed for clients, probes left out; wraps. Absent where the kernel does
@@ -404,10 +410,18 @@ pub struct ServerStatus {
     pub awaited: usize,
     /// A volume's records are loaded.
     pub records_loaded: bool,
+    /// Removals of client records are ignored: the gate is shut, or has not been open for one lease. So it is
+    /// where a process of an older version does not tell (S12).
+    #[serde(default = "not_told")]
+    pub removals_ignored: bool,
     /// The client tracker.
     pub tracker: TrackerStatus,
     /// The answerer of the export caches.
     pub answerer: AnswererStatus,
+}
+
+fn not_told() -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -141,6 +141,41 @@ pub enum Refusal {
     /// `server_setup` has not been carried out by this process.
     #[error("the NFS server is not set up")]
     NotSetUp,
+    /// No server runs that could know clients; nothing was changed.
+    #[error("the NFS server does not run")]
+    NotRunning,
+    /// No volume's client records are loaded: who is recorded is unknown.
+    #[error("no volume's client records are loaded")]
+    RecordsNotLoaded,
+    /// Grace runs and ends by itself; no client was expired.
+    #[error("grace runs; it ends by itself")]
+    InGrace,
+    /// Removals of client records are ignored: the gate is shut, or has not been open for one lease.
+    /// No client was expired.
+    #[error(
+        "removals of client records are ignored while the gate is shut and for one lease after"
+    )]
+    RemovalsIgnored,
+    /// A client that was to be expired is not known to be silent for longer than a lease.
+    #[error("client {name} {}; {expired} clients were expired before", match renewed_s {
+        Some(s) => format!("renewed its lease {s} s ago"),
+        None => "may have renewed its lease just now".into(),
+    })]
+    ClientLives {
+        /// Its owner string.
+        name: String,
+        /// Seconds since it last renewed; absent: not known.
+        renewed_s: Option<i64>,
+        /// How many of those that were to be expired are gone.
+        expired: usize,
+    },
+    /// The clients were expired, and records name them still: the next grace waits for them. They have come
+    /// back, or removals are ignored since, or a record could not be removed.
+    #[error("expired, but still in the client records: {}; the next grace waits for them", names.join(", "))]
+    StillRecorded {
+        /// Their owner strings.
+        names: Vec<String>,
+    },
     /// The server is set up otherwise and its settings cannot change while it exists.
     #[error("the NFS server exists with other settings; stop it first")]
     SetUpOtherwise,

@@ -13,9 +13,9 @@ use futures_util::stream::FuturesUnordered;
 use nasd_proto::peer_client::PeerClient;
 use nasd_proto::{
     AbortMoveReply, AbortMoveRequest, AskTakeoverReply, AskTakeoverRequest, CheckTargetReply,
-    CheckTargetRequest, HandOverRequest, HeartbeatReply, HeartbeatRequest, HistoryReply,
-    HistoryRequest, MoveEvent, PrepareReply, PrepareRequest, RelayReply, RelayRequest, StatusReply,
-    StatusRequest, SwitchoverRequest,
+    CheckTargetRequest, ForgetHostRequest, HandOverRequest, HeartbeatReply, HeartbeatRequest,
+    HistoryReply, HistoryRequest, MoveEvent, PrepareReply, PrepareRequest, RecoverReply,
+    RelayReply, RelayRequest, StatusReply, StatusRequest, SwitchoverRequest,
 };
 use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
@@ -49,6 +49,8 @@ const BEAT_CONNECT: Duration = Duration::from_millis(700);
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Time for pre-flight and status, which look at processes and mounts.
 const CHECK: Duration = Duration::from_secs(5);
+/// Time for forgetting a host: facts gathered anew, then one expiry per service, all at once.
+const FORGET: Duration = Duration::from_secs(10);
 /// Time for preparing the target.
 const PREPARE: Duration = Duration::from_secs(15);
 
@@ -215,6 +217,17 @@ impl Link {
         let mut client = self.client.clone();
         let call = client.history(within(request, CHECK));
         self.answered(in_time(CHECK, call).await)
+    }
+
+    /// The peer's part of forgetting a host; with `explain` its facts.
+    ///
+    /// # Errors
+    /// gRPC's status: without `explain` it is then unknown what was forgotten, unless the code says so.
+    pub async fn forget_host(&self, request: ForgetHostRequest) -> Result<RecoverReply, Status> {
+        let limit = if request.explain { CHECK } else { FORGET };
+        let mut client = self.client.clone();
+        let call = client.forget_host(within(request, limit));
+        self.answered(in_time(limit, call).await)
     }
 
     /// The target's half of the pre-flight.

@@ -7,9 +7,10 @@ use futures_util::future::join_all;
 use nasd_proto::peer_server::Peer;
 use nasd_proto::{
     AbortMoveReply, AbortMoveRequest, AskTakeoverReply, AskTakeoverRequest, CheckTargetReply,
-    CheckTargetRequest, Finding, HandOverRequest, HeartbeatReply, HeartbeatRequest, HistoryReply,
-    HistoryRequest, MoveEvent, PrepareReply, PrepareRequest, RelayReply, RelayRequest, ServiceBeat,
-    ServiceConsent, StatusReply, StatusRequest, SwitchoverRequest,
+    CheckTargetRequest, Finding, ForgetHostRequest, HandOverRequest, HeartbeatReply,
+    HeartbeatRequest, HistoryReply, HistoryRequest, MoveEvent, PrepareReply, PrepareRequest,
+    RecoverReply, RelayReply, RelayRequest, ServiceBeat, ServiceConsent, StatusReply,
+    StatusRequest, SwitchoverRequest,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -228,6 +229,13 @@ impl Peer for PeerService {
         self.services.local_history(&request.into_inner()).await.map(Response::new)
     }
 
+    async fn forget_host(
+        &self,
+        request: Request<ForgetHostRequest>,
+    ) -> Result<Response<RecoverReply>, Status> {
+        self.services.forget_host_here(request.into_inner()).await.map(Response::new)
+    }
+
     async fn status(
         &self,
         _request: Request<StatusRequest>,
@@ -272,11 +280,17 @@ async fn prepare(entry: &Entry, epoch: u64) -> Result<(), String> {
     if entry.handle.send(Command::Event(event)).await.is_err() {
         return Err("the service's task has ended".into());
     }
-    let op = crate::io::Op::ServerStatus;
-    match entry.hands.io_call(op, Duration::from_secs(5)).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
+    entry.hands.prepare_server(Duration::from_secs(5)).await
+}
+
+/// What would fail only when the service is silent already.
+async fn no_server(hands: &Hands) -> Option<CoreFinding> {
+    let why = hands.prepare_server(Duration::from_secs(5)).await.err()?;
+    Some(CoreFinding::refusal(
+        "target-server",
+        format!("the NFS server on {} cannot be set up: {why}", hands.me),
+        "mend that there; the journal of nasd has more",
+    ))
 }
 
 async fn check_target(
@@ -294,7 +308,7 @@ async fn check_target(
         ));
     }
     match facts {
-        Some(facts) if facts.stage == "standby" => {}
+        Some(facts) if facts.stage == "standby" => found.extend(no_server(hands).await),
         Some(facts) => found.push(CoreFinding::refusal(
             "target-not-standby",
             format!("{} is {}: {}", hands.me, facts.stage, facts.problem.unwrap_or_default()),

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use nasd_proto::control_server::{Control, ControlServer};
 use nasd_proto::{
-    AbortMoveReply, AbortMoveRequest, HistoryReply, HistoryRequest, HoldReply, HoldRequest,
-    MoveEvent, NodeUnreachable, RecoverReply, RecoverRequest, StatusReply, StatusRequest,
-    SwitchoverRequest, TakeoverRequest,
+    AbortMoveReply, AbortMoveRequest, ForgetHostRequest, HistoryReply, HistoryRequest, HoldReply,
+    HoldRequest, MoveEvent, NodeUnreachable, RecoverReply, RecoverRequest, StatusReply,
+    StatusRequest, SwitchoverRequest, TakeoverRequest,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -37,6 +37,8 @@ pub struct Fake {
     pub history: Vec<String>,
     /// The sentence that confirms a recovery; empty: not possible now.
     pub sentence: String,
+    /// A host is forgotten; otherwise it was found to live meanwhile.
+    pub forgets: bool,
 }
 
 impl Fake {
@@ -125,6 +127,31 @@ impl Control for Fake {
         }
         let message = "nasd opens vms here".into();
         Ok(Response::new(RecoverReply { done: true, message, ..RecoverReply::default() }))
+    }
+
+    async fn forget_host(
+        &self,
+        request: Request<ForgetHostRequest>,
+    ) -> Result<Response<RecoverReply>, Status> {
+        let request = request.into_inner();
+        self.hear(&request);
+        let confirmation = self.sentence.clone();
+        if request.explain {
+            let message = "what is true now\n  vms on nas1: silent\n".into();
+            let details_json = r#"{"host":"hv3"}"#.into();
+            return Ok(Response::new(RecoverReply {
+                done: false,
+                message,
+                confirmation,
+                details_json,
+            }));
+        }
+        if let Some(status) = &self.refuse {
+            return Err(status.clone());
+        }
+        let done = self.forgets;
+        let message = if done { "vms: 1 client(s) expired" } else { "hv3 lives" }.into();
+        Ok(Response::new(RecoverReply { done, message, ..RecoverReply::default() }))
     }
 
     async fn abort_move(

@@ -88,6 +88,11 @@ impl RecordSlot {
         loaded
     }
 
+    /// Are removals ignored now?
+    pub fn keeps_all(&self) -> bool {
+        self.keep_all.load(Ordering::Acquire)
+    }
+
     fn seal_state(&self) -> MutexGuard<'_, Seal> {
         self.seal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,7 +140,7 @@ impl ClientRecords for RecordSlot {
     }
 
     fn remove(&self, client: &ClientRecord) -> Result<(), RecordsError> {
-        if self.keep_all.load(Ordering::Acquire) {
+        if self.keeps_all() {
             return Ok(());
         }
         self.with(self.patience, |store| store.remove(client))

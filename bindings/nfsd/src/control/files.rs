@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
@@ -61,10 +61,38 @@ pub(super) fn unreadable(file: &Path, content: &str) -> Error {
     Error::Unreadable { file: file.into(), content: content.chars().take(80).collect() }
 }
 
+/// Everything in `dir`.
+pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).map_err(|e| fail(dir, e))?;
+    entries.map(|entry| entry.map(|e| e.path()).map_err(|e| fail(dir, e))).collect()
+}
+
 /// `dir/*/name` of every subdirectory; entries that vanish meanwhile are skipped.
 pub(super) fn read_each(dir: &Path, name: &str) -> Result<Vec<String>> {
     let entries = fs::read_dir(dir).map_err(|e| fail(dir, e))?;
     Ok(entries.flatten().filter_map(|entry| read(&entry.path().join(name)).ok()).collect())
+}
+
+/// Is it the kernel's answer for what has just gone (`get_nfsdfs_clp`)?
+fn has_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENXIO as i32)
+}
+
+fn present<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Err(Error::Control { source, .. }) if has_gone(&source) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// As [`read`]; none: it is gone.
+pub(super) fn read_present(file: &Path) -> Result<Option<String>> {
+    present(read(file))
+}
+
+/// As [`write`]; false: it is gone, and nothing was written.
+pub(super) fn write_present(file: &Path, text: &str) -> Result<bool> {
+    present(write(file, text)).map(|written| written.is_some())
 }
 
 /// Gives the calling thread, and only it, a host name of its own.

@@ -6,8 +6,10 @@
 //! lease and grace only while no server exists; a listener creates the server; threads start it;
 //! `threads 0` destroys it *with its listeners*, which must be written again before the next start.
 //!
-//! Keeps S5: nothing here runs unless called, and no call unexports or expires clients.
+//! Keeps S5: nothing here runs unless called, and no call unexports or expires clients, but [`Server::expire`],
+//! which is for a client that is proven dead.
 
+mod expire;
 mod files;
 mod mount;
 mod parse;
@@ -244,12 +246,6 @@ impl Server {
         }
     }
 
-    /// The clients the server knows. One that goes away while being read is left out.
-    pub fn clients(&self) -> Result<Vec<ClientInfo>> {
-        let texts = files::read_each(&self.file("clients"), "info")?;
-        Ok(texts.iter().filter_map(|text| ClientInfo::parse(text)).collect())
-    }
-
     /// Counters per thread pool; `packets` moves while the server makes progress.
     pub fn pool_stats(&self) -> Result<Vec<PoolStats>> {
         Ok(parse::pool_stats(&files::read(&self.file("pool_stats"))?))
@@ -291,7 +287,7 @@ mod tests {
     use std::fs;
 
     /// A directory that looks like the control file system, without its behaviour.
-    fn fake(dir: &Path) -> Server {
+    pub(super) fn fake(dir: &Path) -> Server {
         let ns = NetNs::current().unwrap();
         let netlink = Client::new(ns.clone());
         Server { ns, dir: dir.into(), pipefs: dir.into(), netlink }

@@ -134,6 +134,12 @@ impl ClientInfo {
             callback_state: value("callback state").unwrap_or_default(),
         })
     }
+
+    /// Is it known to have renewed nothing for longer than a lease of so many seconds? Unknown is no (S12).
+    #[must_use]
+    pub fn is_silent(&self, lease_s: u32) -> bool {
+        self.renewed_s.is_some_and(|s| s > i64::from(lease_s))
+    }
 }
 
 /// Undoes `seq_quote_mem`: quotes around, `\xHH` for bytes that are not printable.

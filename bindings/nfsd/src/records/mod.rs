@@ -49,6 +49,11 @@ impl Snapshot {
         self.recovery.len() + extra.count()
     }
 
+    /// Would a client of this name have to be let in?
+    pub fn names(&self, name: &[u8]) -> bool {
+        self.recovery.iter().chain(&self.current).any(|client| client.name == name)
+    }
+
     /// Clients of the recovery set that have reclaimed.
     pub fn reclaimed(&self) -> usize {
         self.recovery.iter().filter(|r| self.current.iter().any(|c| c.name == r.name)).count()

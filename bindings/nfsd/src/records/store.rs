@@ -96,16 +96,6 @@ impl Store {
         Ok(())
     }
 
-    /// Drops a client that is proven dead, before a start: it is waited for no more (S7).
-    ///
-    /// Durable at once for the current set, for the recovery set with the next grace.
-    pub fn drop_dead(&mut self, name: &[u8]) -> Result<()> {
-        let client = ClientRecord { name: name.to_vec(), princhash: Vec::new() };
-        self.remove(&client)?;
-        self.recovery.remove(name);
-        Ok(())
-    }
-
     /// Begins a grace, or begins it again; the list of clients that may reclaim.
     pub fn grace_start(&mut self) -> Result<Vec<ClientRecord>> {
         self.guarded(Self::begin_grace)?;
@@ -387,26 +377,6 @@ mod tests {
         assert_eq!(names(&reopen(mount.path()).grace_start().unwrap()), ["back"]);
         let files = generations(&mount.path().join(DIR)).unwrap();
         assert_eq!(files.len(), 2, "{files:?}");
-    }
-
-    #[test]
-    fn s7_a_dead_client_is_not_waited_for() {
-        let mount = tempfile::tempdir().unwrap();
-        let mut store = fresh(mount.path());
-        for name in ["alive", "dead1", "dead2"] {
-            store.create(&client(name)).unwrap();
-        }
-        store.drop_dead(b"dead1").unwrap();
-        drop(store);
-        let mut store = reopen(mount.path());
-        assert_eq!(names(&store.grace_start().unwrap()), ["alive", "dead2"]);
-        drop(store);
-        let mut store = reopen(mount.path());
-        store.drop_dead(b"dead2").unwrap();
-        store.drop_dead(b"unknown").unwrap();
-        assert_eq!(names(&store.grace_start().unwrap()), ["alive"]);
-        drop(store);
-        assert_eq!(names(&reopen(mount.path()).grace_start().unwrap()), ["alive"]);
     }
 
     #[test]

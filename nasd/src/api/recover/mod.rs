@@ -12,6 +12,8 @@ use nasd_proto::recover_request::What;
 use nasd_proto::{RecoverReply, RecoverRequest};
 use tonic::Status;
 
+pub(super) use self::facts::Heard;
+
 use self::facts::Facts;
 use self::plan::Verdict;
 use super::control::Services;
@@ -20,7 +22,7 @@ use crate::observe::history::Entry;
 
 /// How an attempt ended that was begun.
 #[derive(Debug)]
-enum Attempt {
+pub(super) enum Attempt {
     /// Done; what follows.
     Done(String),
     /// Nothing was changed.
@@ -32,12 +34,23 @@ enum Attempt {
 }
 
 impl Attempt {
-    fn told(&self) -> (&'static str, &str) {
+    /// As the history keeps it.
+    pub(super) fn told(&self) -> (&'static str, &str) {
         match self {
             Self::Done(text) => ("done", text),
             Self::Refused(text) => ("refused", text),
             Self::Failed(text) => ("failed", text),
             Self::Unknown(text) => ("unknown", text),
+        }
+    }
+
+    /// As it is answered, beside what was explained.
+    pub(super) fn reply(self, explained: RecoverReply) -> Result<RecoverReply, Status> {
+        match self {
+            Self::Done(message) => Ok(RecoverReply { done: true, message, ..explained }),
+            Self::Refused(message) => Ok(RecoverReply { message, ..explained }),
+            Self::Failed(message) => Err(Status::aborted(message)),
+            Self::Unknown(message) => Err(Status::unknown(message)),
         }
     }
 }
@@ -75,14 +88,7 @@ impl Services {
         let note = format!("{detail} [typed: {:?}]", request.confirmed);
         tracing::warn!(service = facts.service, %by, name = verb(what), result, detail, "operator's recovery");
         entry.hands.history.note(Entry::now(&by, verb(what), epoch, result, &note));
-        match attempt {
-            Attempt::Done(message) => {
-                Ok(RecoverReply { done: true, message, ..explained(String::new()) })
-            }
-            Attempt::Refused(message) => Ok(explained(message)),
-            Attempt::Failed(message) => Err(Status::aborted(message)),
-            Attempt::Unknown(message) => Err(Status::unknown(message)),
-        }
+        attempt.reply(explained(String::new()))
     }
 }
 
@@ -100,11 +106,14 @@ fn verb(what: What) -> &'static str {
 fn refusal(verdict: &Verdict, typed: &str) -> Option<String> {
     match verdict {
         Verdict::No { why, instead } => Some(format!("{why}; {instead}")),
-        Verdict::Ask { sentence, .. } if sentence != typed => {
-            Some(format!("the sentence is not the one that confirms this, which is: {sentence}"))
-        }
-        Verdict::Ask { .. } => None,
+        Verdict::Ask { sentence, .. } => wrong_sentence(sentence, typed),
     }
+}
+
+/// Why what was typed confirms nothing.
+pub(super) fn wrong_sentence(sentence: &str, typed: &str) -> Option<String> {
+    let why = || format!("the sentence is not the one that confirms this, which is: {sentence}");
+    (sentence != typed).then(why)
 }
 
 #[cfg(test)]

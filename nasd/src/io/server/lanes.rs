@@ -2,7 +2,9 @@
 //!
 //! Requests that change something run one at a time. A question to the volume runs once per kind
 //! and mount point: on a frozen volume each would hang, and threads would pile up. While a volume
-//! is being let go no canary begins on it: its open file would keep the volume busy.
+//! is being let go no canary begins on it: its open file would keep the volume busy. An expiry of clients
+//! waits for calls that may wait for the volume, so it has a lane of its own and no stop waits for it; but none
+//! begins while the server is being changed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -54,6 +56,7 @@ fn lane(op: &Op) -> Option<String> {
         Op::SyncFs { target } | Op::Canary { target } | Op::ReadMarker { target } => {
             Some(format!("{} {}", op.name(), target.display()))
         }
+        Op::ExpireClients { .. } => Some("expire".into()),
         Op::Probe { .. } => Some("probe".into()),
         Op::Pulse { .. } => Some("pulse".into()),
         _ => None,
@@ -63,7 +66,13 @@ fn lane(op: &Op) -> Option<String> {
 /// Must `op` wait for `other`, which is under way in another lane?
 fn gives_way(op: &Op, other: &str) -> bool {
     let closing = [Op::ServerStop.name(), Op::Exit.name(), "unmount"];
-    matches!(op, Op::Canary { .. }) && closing.contains(&other)
+    match op {
+        Op::Canary { .. } => closing.contains(&other),
+        Op::ExpireClients { .. } => {
+            closing.contains(&other) || ["server_setup", "server_start"].contains(&other)
+        }
+        _ => false,
+    }
 }
 
 impl Lanes {
@@ -125,6 +134,30 @@ mod tests {
             lanes.enter(&Op::SyncFs { target: "/a".into() }).unwrap();
             drop(place);
             lanes.enter(&canary("/a")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_an_expiry_that_hangs() {
+        let lanes = Lanes::default();
+        let expire = || Op::ExpireClients { names: Vec::new() };
+        let _hanging = lanes.enter(&expire()).unwrap();
+        assert!(matches!(lanes.enter(&expire()), Err(Refusal::Occupied { .. })));
+        drop(lanes.enter(&Op::ServerStop).unwrap());
+        lanes.enter(&Op::ServerStatus).unwrap();
+    }
+
+    #[test]
+    fn s5_no_client_is_expired_while_the_server_is_stopped_or_started() {
+        let unmount = Op::Unmount { target: "/a".into(), deadline_ms: 1 };
+        for change in [Op::ServerStop, Op::Exit, unmount] {
+            let lanes = Lanes::default();
+            let place = lanes.enter(&change).unwrap();
+            let expire = Op::ExpireClients { names: Vec::new() };
+            assert!(matches!(lanes.enter(&expire),
+                Err(Refusal::Occupied { op, .. }) if op == change.name()));
+            drop(place);
+            lanes.enter(&expire).unwrap();
         }
     }
 

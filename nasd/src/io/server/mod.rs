@@ -1,5 +1,6 @@
 //! The process's side of the socket: one thread per connection, one per request.
 
+mod expire;
 mod holders;
 mod lanes;
 mod listen;
@@ -85,10 +86,7 @@ impl Shared {
                     nfs::Start { threads, exports, records_mount, allow_empty_new, known_clients };
                 self.nfs()?.start(wish).map(Answer::Started)
             }
-            Op::DropClients { names } => {
-                self.nfs()?.drop_at_next_start(names);
-                Ok(Answer::Done)
-            }
+            Op::ExpireClients { names } => self.nfs()?.expire(&names),
             Op::ServerStop => Ok(Answer::Stopped { steps: self.nfs()?.stop()? }),
             Op::ServerStatus => self.nfs()?.status().map(|s| Answer::Status(Box::new(s))),
             Op::Probe { export, deadline_ms } => {
@@ -187,6 +185,7 @@ mod tests {
             Op::Pulse { export: "vms".into(), deadline_ms: 1 },
             Op::Progress,
             Op::IgnoreRemovals { ignore: true },
+            Op::ExpireClients { names: Vec::new() },
             Op::LetIn,
         ] {
             assert_eq!(shared.carry_out(op), Err(Refusal::NotSetUp));

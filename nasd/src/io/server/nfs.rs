@@ -48,11 +48,10 @@ pub(super) struct Nfs {
     tracker: Tracker,
     answerer: Answerer,
     exports: Mutex<Vec<Export>>,
-    dead: Mutex<Vec<Vec<u8>>>,
 }
 
 /// Names the step in which the binding failed.
-fn at(step: &'static str) -> impl Fn(nasd_nfsd::Error) -> Refusal {
+pub(super) fn at(step: &'static str) -> impl Fn(nasd_nfsd::Error) -> Refusal {
     move |error| match error {
         nasd_nfsd::Error::ServerExists { .. } => Refusal::SetUpOtherwise,
         other => Refusal::ServerStep { step: step.into(), text: other.to_string() },
@@ -111,12 +110,16 @@ impl Nfs {
         let tracker =
             Tracker::spawn(server.pipefs(), records).map_err(at("starting the client tracker"))?;
         let answerer = Answerer::spawn(ns.clone()).map_err(at("opening the export caches"))?;
-        let (exports, dead) = (Mutex::default(), Mutex::default());
-        Ok(Nfs { setup, server, slot, tracker, answerer, exports, dead })
+        let exports = Mutex::default();
+        Ok(Nfs { setup, server, slot, tracker, answerer, exports })
     }
 
     pub(super) fn setup(&self) -> &Setup {
         &self.setup
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Versions, lease, grace and listener. Not while threads run: they have theirs.
@@ -147,16 +150,17 @@ impl Nfs {
         Err(Refusal::RecordsUnusable { text: RecordsError::NotLoaded.to_string() })
     }
 
+    /// Are removals of records ignored?
+    pub(super) fn keeps_all(&self) -> bool {
+        self.slot.keeps_all()
+    }
+
     pub(super) fn let_in(&self) -> Result<Answer, Refusal> {
         if self.slot.unseal() { Ok(Answer::Done) } else { Err(Refusal::GraceOver) }
     }
 
     fn set_exports(&self, exports: Vec<Export>) {
         *locked(&self.exports) = exports;
-    }
-
-    pub(super) fn drop_at_next_start(&self, names: Vec<Vec<u8>>) {
-        *locked(&self.dead) = names;
     }
 
     fn export(&self, name: &str) -> Option<Export> {
@@ -194,12 +198,8 @@ impl Nfs {
             return Ok(());
         }
         drop(self.slot.take());
-        let mut store =
+        let store =
             Store::open(&wish.records_mount, wish.allow_empty_new).map_err(records_refusal)?;
-        if !adopted {
-            let dead = std::mem::take(&mut *locked(&self.dead));
-            dead.iter().try_for_each(|name| store.drop_dead(name)).map_err(records_refusal)?;
-        }
         self.slot.put(store);
         Ok(())
     }
@@ -323,6 +323,7 @@ impl Nfs {
             recorded: snapshot.as_ref().map_or(0, Snapshot::recorded),
             reclaimed: snapshot.as_ref().map_or(0, Snapshot::reclaimed),
             records_loaded: snapshot.is_some(),
+            removals_ignored: self.keeps_all(),
             tracker: self.tracker.status(),
             answerer: self.answerer.status(),
         })

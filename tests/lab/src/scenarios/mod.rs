@@ -138,6 +138,7 @@ pub const ALL: &[Scenario] = &[
     hyper::KILL,
     hyper::GRACE,
     hyper::MARGIN,
+    hyper::WAY_BACK,
     hyper::CRASH,
     hyper::LIBVIRT,
     hyper::STORAGE,
@@ -146,12 +147,14 @@ pub const ALL: &[Scenario] = &[
     hyper::SOFT,
     hyper::LOCKSPACE,
     hyper::CLOCK,
+    hyper::FORGET,
+    hyper::REST,
     soak::SCENARIO,
     switchover::STOCK_KERNEL,
 ];
 
 /// Those in which nothing is timed: they may run beside each other.
-const UNTIMED: [&str; 7] = [
+const UNTIMED: [&str; 9] = [
     "boot",
     "faults",
     "switchover-busy",
@@ -159,6 +162,8 @@ const UNTIMED: [&str; 7] = [
     "nasd-killed-at-each-step",
     "gate",
     "both-power-cut",
+    "migrate-vm",
+    "switchover-under-vm",
 ];
 
 /// The scenario that `lab demo` runs.

@@ -116,14 +116,17 @@ fn opened(ctx: &Ctx, node: &str) -> Result<(), String> {
     Err(format!("{} {} {}", seen["stage"], seen["problem"], seen["emergency"]))
 }
 
-struct Told {
-    code: i32,
+/// What nasctl said to a command that asks for a sentence.
+pub(super) struct Told {
+    /// Its exit code.
+    pub(super) code: i32,
     sentence: String,
     /// What was explained, and the last message.
-    text: String,
+    pub(super) text: String,
 }
 
-fn typed(
+/// Such a command, with a sentence or without.
+pub(super) fn typed(
     ctx: &Ctx,
     node: &str,
     command: &[&str],
@@ -142,7 +145,11 @@ fn typed(
 }
 
 /// Asks for the sentence, mistypes it, then types it; the sentence.
-fn only_with_the_sentence(ctx: &mut Ctx, node: &str, command: &[&str]) -> Result<String, LabError> {
+pub(super) fn only_with_the_sentence(
+    ctx: &mut Ctx,
+    node: &str,
+    command: &[&str],
+) -> Result<String, LabError> {
     let what = command.join(" ");
     let sentence = until(ctx, &format!("{what} to be possible"), WHOLE, || {
         let told = typed(ctx, node, command, None).map_err(|e| e.to_string())?;

@@ -28,7 +28,7 @@ pub const WHOLE: Duration = Duration::from_secs(90);
 /// Between two windows.
 const APART: Duration = Duration::from_millis(500);
 /// Rest between two questions.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// Ports of DRBD's resources.
 const DRBD_PORTS: &str = "7788-7789";
 /// Ports of etcd, for clients and for members.

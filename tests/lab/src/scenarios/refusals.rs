@@ -59,8 +59,9 @@ fn opened_after_preflight(
     bed: &Bed,
 ) -> Result<Vec<crate::report::Window>, LabError> {
     ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:1500\n", 0o600)?;
-    let opener = format!("sleep 1; {HOLD}");
-    let job = ctx.lab.spawn("nas1", &["bash", "-c", &opener])?;
+    // One that has fired is gone from the file.
+    let fired = format!("while grep -q after-preflight {FAIL_POINTS}; do sleep 0.1; done");
+    let job = ctx.lab.spawn("nas1", &["bash", "-c", &format!("{fired}; {HOLD}")])?;
     let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
     ctx.report.moves += 1;
     ctx.demand(moved.code == 3, "a file opened after the pre-flight rolls the move back");

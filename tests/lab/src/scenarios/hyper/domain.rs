@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::Ctx;
-use super::super::bed::{Bed, NAS, REST, Svc, VMS, hypervisors, in_vain};
+use super::super::bed::{Bed, NAS, REST, Svc, VMS, in_vain};
 use super::super::recovery::{PROMPT, until};
 use super::events::{self, Seen};
 use super::hosts::{self, Sanlock};
@@ -29,6 +29,12 @@ const SOME: u64 = 5;
 /// Pause of the guest after each write, ms.
 const PAUSE_MS: u32 = 20;
 
+/// The guest's definition, on a hypervisor.
+const DEFINITION: &str = "/etc/lab/guest.xml";
+
+/// Where the guest may run; what other hypervisors there are may be without power.
+pub const HOSTS: [&str; 2] = ["hv1", "hv2"];
+
 /// The other hypervisor.
 #[must_use]
 pub fn other(hv: &str) -> &'static str {
@@ -41,11 +47,16 @@ pub struct Hyper {
     pub bed: Bed,
     console: Console,
     name: String,
-    events: Vec<Job>,
+    /// Its definition.
+    xml: String,
+    /// By the hypervisor that is listened to.
+    events: Vec<(String, Job)>,
     done: Migrations,
     windows: Vec<Window>,
     /// How often the guest was started.
     starts: u64,
+    /// How often of those on another host than before.
+    elsewhere: u64,
 }
 
 /// What became of a migration.
@@ -105,25 +116,35 @@ impl Hyper {
             name.parse().map_err(|e| in_vain("the guest's name", format!("{e}"), PROMPT))?;
         let console = ctx.lab.listen(writer, PORT)?;
         let events = hosts::listen(ctx)?;
-        let done = Migrations::default();
-        let hyper = Self { bed, console, name, events, done, windows: Vec::new(), starts: 1 };
+        let hyper = Self {
+            xml: domain(ctx, &name, VMS, &disk_name(&writer)),
+            bed,
+            console,
+            name,
+            events,
+            done: Migrations::default(),
+            windows: Vec::new(),
+            starts: 1,
+            elsewhere: 0,
+        };
         hyper.start(ctx, "hv1", &disk_name(&writer))?;
         Ok(hyper)
     }
 
     fn start(&self, ctx: &mut Ctx, hv: &str, disk: &str) -> Result<(), LabError> {
-        let xml = domain(ctx, &self.name, VMS, disk);
         let bytes = BLOCKS * u64::from(BLOCK_SIZE);
         let begin = Instant::now();
-        ctx.lab.push(hv, "/etc/lab/guest.xml", xml.as_bytes(), 0o644)?;
-        let script = format!(
-            "truncate -s {bytes} /mnt/{}/{disk} && virsh -q create /etc/lab/guest.xml",
-            VMS.name
-        );
-        ctx.lab.sh(hv, &script, ctx.patience(BOOT))?;
-        self.wait_writes(ctx, BOOT)?;
+        let truncate = format!("truncate -s {bytes} /mnt/{}/{disk}", VMS.name);
+        ctx.lab.sh(hv, &truncate, ctx.patience(PROMPT))?;
+        self.create(ctx, hv)?;
         note_seconds(ctx, "guest up", begin);
         Ok(())
+    }
+
+    fn create(&self, ctx: &Ctx, hv: &str) -> Result<(), LabError> {
+        ctx.lab.push(hv, DEFINITION, self.xml.as_bytes(), 0o644)?;
+        ctx.lab.check(hv, &["virsh", "-q", "create", DEFINITION], ctx.patience(BOOT))?;
+        self.wait_writes(ctx, BOOT)
     }
 
     /// Starts the guest anew where it was, after it has ended.
@@ -132,9 +153,31 @@ impl Hyper {
     /// When it does not start, or does not write.
     pub fn start_again(&mut self, ctx: &Ctx, hv: &str) -> Result<(), LabError> {
         self.starts += 1;
-        let xml = ctx.lab.pull("hv1", "/etc/lab/guest.xml")?;
-        ctx.lab.push(hv, "/etc/lab/guest.xml", &xml, 0o644)?;
-        ctx.lab.sh(hv, "virsh -q create /etc/lab/guest.xml", ctx.patience(BOOT))?;
+        self.create(ctx, hv)
+    }
+
+    /// Begins to start the guest on a hypervisor where it never ran, again and again until its lease is free.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub fn begin_elsewhere(&self, ctx: &Ctx, hv: &str) -> Result<Job, LabError> {
+        ctx.lab.push(hv, DEFINITION, self.xml.as_bytes(), 0o644)?;
+        let again = "until virsh -q create \"$1\"; do sleep 1; done";
+        ctx.lab.spawn(hv, &["timeout", "300", "sh", "-c", again, "sh", DEFINITION])
+    }
+
+    /// Waits until the guest that was begun writes; what libvirt told on the host that was `reset` is gone.
+    ///
+    /// # Errors
+    /// When it does not start, or does not write.
+    pub fn end_elsewhere(&mut self, ctx: &Ctx, starting: Job, reset: &str) -> Result<(), LabError> {
+        self.starts += 1;
+        self.elsewhere += 1;
+        self.events.retain(|(hv, _)| hv != reset);
+        let code = starting.wait(ctx.patience(BOOT))?;
+        if code != 0 {
+            return Err(in_vain("the guest to start elsewhere", starting.output()?, BOOT));
+        }
         self.wait_writes(ctx, BOOT)
     }
 
@@ -200,9 +243,9 @@ impl Hyper {
         thread::sleep(REST);
         let host = self.host();
         let mut running = Vec::new();
-        for hv in hypervisors(ctx) {
-            let out = ctx.lab.check(&hv, &["virsh", "-q", "list"], ctx.patience(PROMPT * 3))?;
-            running.extend(out.lines().any(|l| runs(l, &self.name)).then_some(hv));
+        for hv in HOSTS {
+            let out = ctx.lab.check(hv, &["virsh", "-q", "list"], ctx.patience(PROMPT * 3))?;
+            running.extend(out.lines().any(|l| runs(l, &self.name)).then_some(hv.to_owned()));
         }
         ctx.demand(running == [host.clone()], &format!("only {host} runs the guest: {running:?}"));
         Ok(())
@@ -254,7 +297,7 @@ impl Hyper {
     /// Ends the listeners and counts what they heard.
     fn events(&self, ctx: &Ctx) -> Result<Seen, LabError> {
         let mut text = String::new();
-        for job in &self.events {
+        for (_, job) in &self.events {
             // It has ended where libvirt was restarted.
             let _ = job.signal(2);
             job.wait(ctx.patience(PROMPT))?;
@@ -274,13 +317,14 @@ impl Hyper {
         Ok(())
     }
 
-    /// The host changed once per migration, no write was told twice, and the guest came up once.
+    /// The host changed once per migration and per start elsewhere, no write was told twice, and
+    /// the guest came up as often as it was started.
     fn demand_one_guest(&self, ctx: &mut Ctx) {
         let (changes, repeated, starts, damaged) = self
             .console
             .look(|l| (l.changes().len() as u64, l.repeated(), l.starts(), l.damaged()));
-        let done = self.done.done;
-        ctx.demand(changes == done, &format!("{done} changes of the host, not {changes}"));
+        let moved = self.done.done + self.elsewhere;
+        ctx.demand(changes == moved, &format!("{moved} changes of the host, not {changes}"));
         ctx.demand(repeated == 0, &format!("no write is told twice, not {repeated}"));
         let started = self.starts;
         ctx.demand(starts == started, &format!("the guest came up {started} times, not {starts}"));

@@ -9,7 +9,7 @@ use super::super::bed::VMS;
 use super::super::recovery::{PROMPT, WHOLE, until};
 use super::super::{Ctx, Scenario, cuts};
 use super::domain::Hyper;
-use super::hosts::Sanlock;
+use super::hosts::{Leases, Sanlock};
 use crate::error::LabError;
 
 /// The other hypervisor has another pool of the same name.
@@ -58,7 +58,7 @@ pub const LOCKSPACE: Scenario = cuts::nightly(
         find(
             ctx,
             &Wrong {
-                sanlock: Some(2),
+                sanlock: Some(Leases::of(2)),
                 by_migration: true,
                 code: "lockspace-missing",
                 breaks: "sanlock client rem_lockspace -s \
@@ -81,9 +81,9 @@ pub const CLOCK: Scenario = cuts::nightly(
                 sanlock: None,
                 by_migration: true,
                 code: "clock-skew",
-                breaks: "date -s @$(($(date +%s) + 10))",
+                breaks: "date -s '+10 seconds'",
                 remedy: "chronyc makestep",
-                mends: "date -s @$(($(date +%s) - 10))",
+                mends: "date -s '-10 seconds'",
             },
         )
     },
@@ -133,24 +133,28 @@ fn soft(ctx: &mut Ctx) -> Result<(), LabError> {
     hyper.conclude(ctx, &[])
 }
 
-/// An address that somebody has added to the server by hand, and that stays behind when the service moves.
+/// An address that somebody has added to the server by hand, and that stays behind when the service moves. Where
+/// the service is mounted rightly as well, the kernel uses that mount's connection and shows that address only.
 fn wrong_address(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut hyper = Hyper::up(ctx, None)?;
     let owner = hyper.bed.wait_whole(ctx, WHOLE)?;
     let code = "mount-wrong-address";
-    gone(ctx, None, code)?;
+    let guest = hyper.name().to_owned();
+    gone(ctx, Some(&guest), code)?;
     let inside = format!("nsenter --net=/run/netns/nasd-{}", VMS.name);
     let device =
         format!("$({inside} ip -o -4 addr show to {}/32 | awk '{{print $2}}')", VMS.address);
     let address = |verb: &str| format!("{inside} ip addr {verb} 10.77.0.111/24 dev {device}");
     ctx.lab.sh(&owner, &address("add"), ctx.patience(PROMPT))?;
-    let mount = "mkdir -p /mnt/wrong; mount -t nfs4 -o vers=4.2,hard 10.77.0.111:/vms /mnt/wrong";
+    let mount = "umount /mnt/vms && mount -t nfs4 -o vers=4.2,hard 10.77.0.111:/vms /mnt/vms";
     ctx.lab.sh(BROKEN, mount, ctx.patience(WHOLE))?;
-    let finding = found(ctx, None, code)?;
-    demand_remedy(ctx, &finding, "10.77.0.101:/vms");
-    ctx.lab.sh(BROKEN, "umount /mnt/wrong", ctx.patience(PROMPT))?;
+    let finding = found(ctx, Some(&guest), code)?;
+    demand_remedy(ctx, &finding, "10.77.0.101:/vms /mnt/vms");
+    let command = command(&finding);
+    ctx.lab.sh(BROKEN, &command, ctx.patience(WHOLE))?;
+    gone(ctx, Some(&guest), code)?;
+    ctx.report.notes.push(format!("mended by: {command}"));
     ctx.lab.sh(&owner, &address("del"), ctx.patience(PROMPT))?;
-    gone(ctx, None, code)?;
     hyper.conclude(ctx, &[])
 }
 
@@ -165,7 +169,11 @@ fn findings(ctx: &Ctx, guest: Option<&str>) -> Result<Vec<Value>, String> {
     verdict["findings"].as_array().cloned().ok_or_else(|| format!("no findings in {verdict}"))
 }
 
-fn found(ctx: &mut Ctx, guest: Option<&str>, code: &str) -> Result<Value, LabError> {
+/// Waits until this is found, and notes the evidence.
+///
+/// # Errors
+/// [`LabError::WaitedInVain`].
+pub fn found(ctx: &mut Ctx, guest: Option<&str>, code: &str) -> Result<Value, LabError> {
     let finding = until(ctx, &format!("{code} to be found"), TOLD, || {
         let all = findings(ctx, guest)?;
         let one = all.iter().find(|f| f["code"] == code).cloned();
@@ -175,7 +183,7 @@ fn found(ctx: &mut Ctx, guest: Option<&str>, code: &str) -> Result<Value, LabErr
     Ok(finding)
 }
 
-fn gone(ctx: &Ctx, guest: Option<&str>, code: &str) -> Result<(), LabError> {
+pub(super) fn gone(ctx: &Ctx, guest: Option<&str>, code: &str) -> Result<(), LabError> {
     until(ctx, &format!("{code} not to be found"), TOLD, || {
         let all = findings(ctx, guest)?;
         let unknown = all.iter().any(|f| f["code"] == "target-unknown");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::bed::{FAIL_POINTS, NAS, VMS};
 use super::super::recovery::{PROMPT, SERVED, WHOLE, until};
 use super::super::{Ctx, Scenario, cuts};
-use super::domain::{Hyper, Migration};
+use super::domain::{HOSTS, Hyper, Migration};
 use super::hung::wait_phase;
 use crate::error::LabError;
 use crate::fault::Fault;
@@ -38,7 +38,7 @@ const LIMITS: &str = "/var/lib/hvagent/limits.json";
 
 fn crash(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut hyper = Hyper::up(ctx, None)?;
-    for hv in ["hv1", "hv2"] {
+    for hv in HOSTS {
         wait_phase(ctx, hv, "normal", SERVED)?;
     }
     let from = hyper.host();
@@ -94,6 +94,8 @@ fn hook_lets_go(ctx: &mut Ctx, hv: &str) -> Result<(), LabError> {
         let out = ctx.lab.exec(hv, &["sh", "-c", asks], ctx.patience(PROMPT))?;
         let took = begin.elapsed().as_secs_f64() * 1000.0;
         ctx.demand(out.ok(), &format!("agent {what}: the hook lets go: {}", out.stderr));
+        let asked = out.stderr.contains("goes on unchecked");
+        ctx.demand(asked, &format!("agent {what}: the hook has asked in vain: {}", out.stderr));
         ctx.bound(&format!("hook with the agent {what} ms"), Some(took), LETS_GO);
         ctx.lab.sh(hv, mends, ctx.patience(PROMPT * 2))?;
     }
@@ -103,7 +105,7 @@ fn hook_lets_go(ctx: &mut Ctx, hv: &str) -> Result<(), LabError> {
 /// A third client holds a file open and loses its power: the new server waits for it.
 fn in_grace(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut hyper = Hyper::up(ctx, None)?;
-    for hv in ["hv1", "hv2"] {
+    for hv in HOSTS {
         wait_phase(ctx, hv, "normal", SERVED)?;
     }
     let open = "exec 9>>/mnt/vms/held-open; flock 9; sleep 600";
@@ -122,7 +124,10 @@ fn in_grace(ctx: &mut Ctx) -> Result<(), LabError> {
         if waits { Ok(mount["phase"].to_string()) } else { Err(mount.to_string()) }
     })?;
     ctx.report.notes.push(format!("while {to} is in {reason}"));
+    let guest = hyper.name().to_owned();
+    super::findings::found(ctx, Some(&guest), "storage-moving")?;
     let migrated = migration.end(ctx)?;
+    ctx.report.notes.push(format!("the migration took {} ms", migrated.took.as_millis()));
     ctx.demand(migrated.ok, &format!("the migration is done: {}", migrated.words));
     hyper.count(&migrated);
     hyper.settle(ctx)?;

@@ -7,8 +7,9 @@
 use std::time::Duration;
 
 use super::super::Ctx;
-use super::super::bed::{NAS, Svc, hypervisors};
+use super::super::bed::{NAS, Svc};
 use super::super::recovery::PROMPT;
+use super::domain::HOSTS;
 use crate::client::Job;
 use crate::error::LabError;
 use crate::spec::Node;
@@ -16,8 +17,41 @@ use crate::spec::Node;
 /// libvirt asks the emulator for its abilities at its first start.
 const FIRST_START: Duration = Duration::from_secs(120);
 
-/// Seconds of sanlock's `io_timeout`; `None`: libvirt's guests have no leases.
-pub type Sanlock = Option<u32>;
+/// How guests' leases are kept; `None`: libvirt's guests have none.
+pub type Sanlock = Option<Leases>;
+
+/// Settings of sanlock's.
+#[derive(Clone, Copy, Debug)]
+pub struct Leases {
+    /// Its `io_timeout`, seconds; a lease lasts eight times as long.
+    pub io_timeout: u32,
+    /// Seconds from the watchdog's last ping to the host's reset; `None`: `-w 0`, sanlock goes without.
+    pub watchdog: Option<u32>,
+}
+
+impl Leases {
+    /// Without a watchdog.
+    #[must_use]
+    pub const fn of(io_timeout: u32) -> Self {
+        Self { io_timeout, watchdog: None }
+    }
+
+    /// Options of the daemon, its own configuration, and what starts it.
+    fn daemon(self) -> (&'static str, String, &'static str) {
+        match self.watchdog {
+            None => ("sanlock_opts=\"-w 0\"\n", String::new(), WITHOUT_WATCHDOG),
+            Some(seconds) => {
+                let conf = format!("watchdog_fire_timeout = {seconds}\n");
+                ("sanlock_opts=\"-w 1\"\n", conf, WITH_WATCHDOG)
+            }
+        }
+    }
+}
+
+const WITHOUT_WATCHDOG: &str = "systemctl mask -q --runtime wdmd; systemctl start sanlock\n";
+/// wdmd looks for a device at its start and opens it when sanlock asks for it. One that may be closed again: wdmd closes
+/// what it tries.
+const WITH_WATCHDOG: &str = "modprobe softdog nowayout=0; systemctl start wdmd sanlock\n";
 
 /// All guests' disks are root's: the export does not squash it, and nothing is to change owners over NFS.
 const QEMU_CONF: &str = "\
@@ -83,13 +117,16 @@ pub fn up(ctx: &Ctx, service: Svc, sanlock: Sanlock) -> Result<(), LabError> {
 fn up_one(ctx: &Ctx, node: &Node, service: Svc, sanlock: Sanlock) -> Result<(), LabError> {
     let push = |path: &str, text: &str| ctx.lab.push(&node.name, path, text.as_bytes(), 0o644);
     let mut qemu_conf = QEMU_CONF.to_owned();
+    let mut joined = "";
     let mut start = "systemctl unmask -q systemd-logind\n".to_owned();
-    if let Some(io_timeout) = sanlock {
+    if let Some(leases) = sanlock {
         qemu_conf += "lock_manager = \"sanlock\"\n";
-        push("/etc/libvirt/qemu-sanlock.conf", &sanlock_conf(node, service, io_timeout))?;
-        // As Debian ships it: without a watchdog.
-        push("/etc/default/sanlock", "sanlock_opts=\"-w 0\"\n")?;
-        start += "systemctl mask -q --runtime wdmd; systemctl start sanlock\n";
+        push("/etc/libvirt/qemu-sanlock.conf", &sanlock_conf(node, service, leases.io_timeout))?;
+        let (options, conf, daemon) = leases.daemon();
+        push("/etc/default/sanlock", options)?;
+        push("/etc/sanlock/sanlock.conf", &conf)?;
+        start += daemon;
+        joined = JOINED;
     }
     push("/etc/libvirt/qemu.conf", &qemu_conf)?;
     push("/etc/libvirt/libvirtd.conf", &libvirtd_conf(node))?;
@@ -100,11 +137,24 @@ fn up_one(ctx: &Ctx, node: &Node, service: Svc, sanlock: Sanlock) -> Result<(), 
               virsh -q pool-start \"$1\"\n\
               virsh -q pool-autostart \"$1\"\n\
               busctl call org.libvirt /org/libvirt/QEMU org.freedesktop.DBus.Peer Ping\n";
+    start += joined;
     let argv = ["sh", "-ec", &start, "sh", service.name];
     ctx.lab.sh(&node.name, INSTALL_AGENT, ctx.patience(PROMPT))?;
     ctx.lab.check(&node.name, &argv, ctx.patience(FIRST_START))?;
     ctx.lab.sh(&node.name, START_AGENT, ctx.patience(FIRST_START)).map(drop)
 }
+
+/// libvirt answers before its lockspace is joined, which takes a while; no guest starts until then. Where both hosts make
+/// it in the same moment one of them may read an empty file, and libvirt joins at its own start only.
+const JOINED: &str = "\
+for i in $(seq 90); do
+    all=$(sanlock client status | grep '^s ' || true)
+    echo \"$all\" | grep -v ADD | grep -q . && exit 0
+    case $i in 15|45) test -n \"$all\" || systemctl restart libvirtd;; esac
+    sleep 1
+done
+sanlock client status; exit 1
+";
 
 /// hvagent where a package would install it, if it was built: its programs and its unit are in their places as
 /// those of nasd are. The hook comes before libvirt, which looks for it at its own start only.
@@ -128,11 +178,11 @@ fn agent_conf(ctx: &Ctx) -> String {
            key = \"/etc/lab/pki/node.key\"\n"
 }
 
-/// Listens to libvirt's events on both hypervisors.
+/// Listens to libvirt's events where the guest may run.
 ///
 /// # Errors
 /// If a node does not answer.
-pub fn listen(ctx: &Ctx) -> Result<Vec<Job>, LabError> {
+pub fn listen(ctx: &Ctx) -> Result<Vec<(String, Job)>, LabError> {
     let argv = ["stdbuf", "-oL", "virsh", "event", "--all", "--loop", "--timestamp"];
-    hypervisors(ctx).iter().map(|hv| ctx.lab.spawn(hv, &argv)).collect()
+    HOSTS.iter().map(|hv| Ok(((*hv).to_owned(), ctx.lab.spawn(hv, &argv)?))).collect()
 }

@@ -10,7 +10,7 @@ pub const MIGRATE: Scenario = Scenario {
     name: "migrate-vm",
     summary: "live migration of a guest from hv1 to hv2 and back, 3 times",
     engine: None,
-    nightly: true,
+    nightly: false,
     clients: 2,
     run: migrate_vm,
 };

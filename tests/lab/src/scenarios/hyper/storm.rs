@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::bed::{Moved, REST, VMS};
 use super::super::recovery::{SERVED, WHOLE};
 use super::super::{Ctx, Scenario};
-use super::domain::{Hyper, Migrated, Migration};
+use super::domain::{HOSTS, Hyper, Migrated, Migration};
 use super::hung::wait_phase;
 use crate::blocks::wall_ns;
 use crate::error::LabError;
@@ -74,12 +74,12 @@ fn both_at_once(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut windows = Vec::new();
     for offset in offsets(ctx, &mut hyper)? {
         let ms = offset.as_millis();
-        for hv in ["hv1", "hv2"] {
+        for hv in HOSTS {
             wait_phase(ctx, hv, "normal", WHOLE)?;
         }
         let start_ns = wall_ns();
         let (moved, migrated) = during(ctx, &mut hyper, offset, |ctx, hyper| {
-            hyper.bed.switchover(ctx, "nas1", VMS, &["--wait", "60"])
+            hyper.bed.switchover(ctx, "nas1", VMS, &["--wait", "45"])
         })?;
         ctx.report.moves += 1;
         let good = moved.code == 0 && moved.outcome() == "moved";

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::bed::VMS;
 use super::super::{Ctx, Scenario};
 use super::domain::Hyper;
+use super::hosts::Leases;
 use crate::error::LabError;
 
 /// Five moves.
@@ -12,13 +13,13 @@ pub const SWITCHOVER: Scenario = Scenario {
     name: "switchover-under-vm",
     summary: "5 planned moves below a running guest; its stall is seen from outside",
     engine: None,
-    nightly: true,
+    nightly: false,
     clients: 2,
     run: under_vm,
 };
 
 fn under_vm(ctx: &mut Ctx) -> Result<(), LabError> {
-    let mut hyper = Hyper::up(ctx, Some(10))?;
+    let mut hyper = Hyper::up(ctx, Some(Leases::of(10)))?;
     let mut windows = Vec::new();
     for number in 1..=5_u64 {
         let moved = hyper.bed.switchover(ctx, "nas1", VMS, &[])?;
