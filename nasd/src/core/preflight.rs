@@ -58,6 +58,10 @@ pub struct OwnerFacts<'a> {
     pub violations: &'a [String],
     /// Processes that hold a file of the volume, as `name (pid)`; `None`: could not be determined.
     pub holders: Option<&'a [String]>,
+    /// Volumes whose marker would not be accepted at the next opening, with the way back.
+    pub unfit_markers: &'a [String],
+    /// Volumes whose marker could not be looked at.
+    pub unknown_markers: &'a [String],
 }
 
 /// The owner's half of the pre-flight.
@@ -67,6 +71,8 @@ pub fn judge_owner(facts: &OwnerFacts<'_>) -> Vec<Finding> {
     judge_authority(facts, &mut found);
     judge_drbd(facts, &mut found);
     found.extend(facts.violations.iter().map(|v| violation(facts.me, v)));
+    found.extend(facts.unfit_markers.iter().map(|m| wrong_marker(m)));
+    found.extend(facts.unknown_markers.iter().map(|m| unknown_marker(m)));
     match facts.holders {
         None => found.push(Finding::refusal(
             "holders-unknown",
@@ -90,6 +96,22 @@ pub fn violation(node: &NodeName, what: &str) -> Finding {
         "drbd-options",
         format!("{what} on {node}"),
         "correct the resource file on both nodes and run drbdadm adjust",
+    )
+}
+
+fn wrong_marker(what: &str) -> Finding {
+    Finding::refusal(
+        "wrong-marker",
+        format!("the volume would not be opened again: {what}"),
+        "mend it while the service runs: after a move or a failover neither node would open it",
+    )
+}
+
+fn unknown_marker(what: &str) -> Finding {
+    Finding::refusal(
+        "marker-unknown",
+        format!("the volume's marker could not be read: {what}"),
+        "see the journal of nasd on the owner; nasd-io may be hanging on the volume",
     )
 }
 
@@ -173,6 +195,16 @@ mod tests {
     use super::*;
 
     fn codes(stage: &Stage, drbd: &DrbdView, holders: Option<&[String]>) -> Vec<&'static str> {
+        codes_with(stage, drbd, holders, &[], &[])
+    }
+
+    fn codes_with(
+        stage: &Stage,
+        drbd: &DrbdView,
+        holders: Option<&[String]>,
+        unfit_markers: &[String],
+        unknown_markers: &[String],
+    ) -> Vec<&'static str> {
         let (a, b) = (NodeName::from("a"), NodeName::from("b"));
         let both = BTreeSet::from([a.clone(), b.clone()]);
         let record = Record::first(both, BTreeMap::new()).start(&a).unwrap();
@@ -184,6 +216,8 @@ mod tests {
             drbd,
             violations: &[],
             holders,
+            unfit_markers,
+            unknown_markers,
         };
         judge_owner(&facts).into_iter().map(|f| f.code).collect()
     }
@@ -216,5 +250,10 @@ mod tests {
         assert_eq!(codes(&Stage::Serving, &diskless, Some(&[])), ["target-disk"]);
         let resync = DrbdView { resync: true, peer_up_to_date: false, ..healthy() };
         assert_eq!(codes(&Stage::Serving, &resync, Some(&[])), ["resync-running", "target-disk"]);
+        let what = ["/srv/v: no marker".to_owned()];
+        let with =
+            |unfit, unknown| codes_with(&Stage::Serving, &healthy(), Some(&[]), unfit, unknown);
+        assert_eq!(with(&what, &[]), ["wrong-marker"]);
+        assert_eq!(with(&[], &what), ["marker-unknown"]);
     }
 }

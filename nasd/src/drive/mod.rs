@@ -16,6 +16,7 @@ pub mod hands;
 pub mod health;
 pub mod leave;
 pub mod mark;
+pub mod marker;
 pub mod moves;
 pub mod network;
 pub mod power_fence;

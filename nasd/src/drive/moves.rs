@@ -9,6 +9,7 @@ use nasd_proto::{
 use tokio::sync::mpsc;
 
 use super::hands::Hands;
+use super::marker::Sight;
 use super::task::Command;
 use crate::agents::{Ask, Said, Terms};
 use crate::core::machine::Stage;
@@ -115,7 +116,7 @@ pub async fn preflight_and_begin(
         let _ = listener.try_send(MoveEvent { kind: Some(Kind::Outcome(outcome)) });
         return;
     }
-    super::failpoint::hit("after-preflight");
+    super::failpoint::pass("after-preflight").await;
     if tell.send(Command::Begin(request, listener)).await.is_err() {
         hands.agents.say(&hands.service.name, Said::Withdrawn { epoch });
     }
@@ -212,6 +213,10 @@ async fn owner_findings(
     let drbd = hands.drbd_view();
     let violations = hands.violations().await;
     let holders = hands.holders().await;
+    let markers = match &record {
+        Some(record) if facts.stage == Stage::Serving => hands.look_at_markers(record).await,
+        _ => Sight::default(), // which refuses already
+    };
     let found = judge_owner(&OwnerFacts {
         me: &hands.me,
         to: &request.to,
@@ -220,6 +225,8 @@ async fn owner_findings(
         drbd: &drbd,
         violations: &violations,
         holders: holders.as_deref(),
+        unfit_markers: &markers.unfit,
+        unknown_markers: &markers.unknown,
     });
     (found.iter().map(proto).collect(), record.map_or(0, |r| r.epoch))
 }

@@ -15,9 +15,10 @@ use super::take;
 use crate::config::{FilesystemConfig, ServiceConfig};
 use crate::core::machine::StepContext;
 use crate::core::step::{DRAIN, Proof, Step, StepError};
-use crate::io::{Answer, CallError, Holder, Marker, Op, Refusal, Setup};
+use crate::io::{Answer, CallError, Holder, Op, Refusal, Setup};
 
-type StepResult = Result<Option<u64>, StepError>;
+/// What a step gives: the generation that it has written, if it writes one.
+pub(super) type StepResult = Result<Option<u64>, StepError>;
 
 /// Repeats of the tickle after the first, milliseconds after opening (design section 5).
 const TICKLES_MS: [u64; 5] = [20, 50, 100, 200, 400];
@@ -263,44 +264,6 @@ impl Hands {
         Ok(())
     }
 
-    /// S2: the marker must be of this service and not older than the record; then this opening's is
-    /// written, on every volume.
-    async fn marker(&self, context: &StepContext) -> StepResult {
-        let mut generation = context.generation;
-        for fs in &self.service.filesystems {
-            generation = generation.max(self.check_marker(fs, context).await?);
-        }
-        let next = generation + 1;
-        for fs in &self.service.filesystems {
-            let marker = Marker {
-                service: self.service.name.clone(),
-                epoch: context.epoch,
-                generation: next,
-                node: self.me.0.clone(),
-            };
-            let op = Op::WriteMarker { target: self.service.mountpoint(fs), marker };
-            self.io_step(op, Step::Marker.deadline()).await.map_err(|e| refused("marker", &e))?;
-        }
-        Ok(Some(next))
-    }
-
-    async fn check_marker(
-        &self,
-        fs: &FilesystemConfig,
-        context: &StepContext,
-    ) -> Result<u64, StepError> {
-        let target = self.service.mountpoint(fs);
-        let op = Op::ReadMarker { target: target.clone() };
-        let answer = self.io_step(op, Step::Marker.deadline()).await;
-        let found = match answer.map_err(|e| refused("marker", &e))? {
-            Answer::Marker { marker } => marker,
-            _ => None,
-        };
-        judge_marker(&self.service.name, found.as_ref(), context).map_err(|reason| {
-            StepError::WrongVolume { reason: format!("{}: {reason}", target.display()) }
-        })
-    }
-
     async fn start_threads(&self, context: &StepContext) -> Result<(), StepError> {
         let exports =
             self.service.filesystems.iter().map(|fs| export_of(&self.service, fs)).collect();
@@ -445,42 +408,6 @@ async fn on_thread<T: Send + 'static>(
     }
 }
 
-/// Whether a volume's marker fits the record; the generation it has.
-///
-/// # Errors
-/// What does not fit, in words.
-pub fn judge_marker(
-    service: &str,
-    found: Option<&Marker>,
-    context: &StepContext,
-) -> Result<u64, String> {
-    let Some(marker) = found else {
-        if context.generation == 0 {
-            return Ok(0);
-        }
-        return Err(format!(
-            "no marker, but the record says generation {}: this is not the service's volume",
-            context.generation
-        ));
-    };
-    if marker.service != service {
-        return Err(format!("the marker is of service {}", marker.service));
-    }
-    if marker.generation < context.accepts {
-        return Err(format!(
-            "the data is of generation {}, the record says {}: this replica is stale",
-            marker.generation, context.generation
-        ));
-    }
-    if marker.epoch > context.epoch {
-        return Err(format!(
-            "the marker is of epoch {}, the record of {}: the coordinator was restored or replaced",
-            marker.epoch, context.epoch
-        ));
-    }
-    Ok(marker.generation)
-}
-
 fn export_of(service: &ServiceConfig, fs: &FilesystemConfig) -> Export {
     Export {
         path: service.mountpoint(fs),
@@ -493,35 +420,5 @@ fn export_of(service: &ServiceConfig, fs: &FilesystemConfig) -> Export {
         insecure_ports: false,
         anon_uid: fs.anonuid.unwrap_or(65534),
         anon_gid: fs.anongid.unwrap_or(65534),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn context(epoch: u64, generation: u64) -> StepContext {
-        StepContext { epoch, generation, accepts: generation, proof: None }
-    }
-
-    fn marker(service: &str, epoch: u64, generation: u64) -> Marker {
-        Marker { service: service.into(), epoch, generation, node: "a".into() }
-    }
-
-    #[test]
-    fn s2_only_a_marker_that_fits_the_record_is_accepted() {
-        let at = context(5, 7);
-        assert_eq!(judge_marker("vms", Some(&marker("vms", 5, 7)), &at), Ok(7));
-        assert_eq!(judge_marker("vms", Some(&marker("vms", 5, 8)), &at), Ok(8));
-        for (bad, why) in [
-            (Some(marker("vms", 5, 6)), "stale"),
-            (Some(marker("iso", 5, 7)), "service iso"),
-            (Some(marker("vms", 6, 7)), "restored"),
-            (None, "no marker"),
-        ] {
-            let error = judge_marker("vms", bad.as_ref(), &at).unwrap_err();
-            assert!(error.contains(why), "{error}");
-        }
-        assert_eq!(judge_marker("vms", None, &context(1, 0)), Ok(0), "a new service");
     }
 }

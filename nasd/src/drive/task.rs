@@ -18,7 +18,7 @@ use super::moves;
 use super::right::Wish;
 use crate::api::status::ServiceStatus;
 use crate::coordinator::{CasOutcome, Coordinator, CoordinatorError, Versioned as Stored};
-use crate::core::machine::{CasResult, Event, Machine, Versioned};
+use crate::core::machine::{CasResult, Event, Machine, Stage, Versioned};
 use crate::core::record::Record;
 use crate::core::view::Now;
 use telling::{Tally, outcome_event};
@@ -232,11 +232,15 @@ impl ServiceTask {
             self.machine.record().cloned(),
             self.machine.failover_ready(self.now()),
         );
+        let serves = *self.machine.stage() == Stage::Serving;
         let (hands, last) = (Arc::clone(&self.hands), self.tally.last.clone());
         tokio::spawn(async move {
             let mut status = hands.status().await;
             (status.stage, status.problem, status.record, status.failover) = machine;
             status.failover.extend(hands.coordinator.alarm());
+            if let Some(record) = status.record.as_ref().filter(|_| serves) {
+                status.failover.extend(hands.look_at_markers(record).await.unfit);
+            }
             if hands.coordinator.reach() == Some(false) {
                 status.failover.push("the coordinator does not answer this node".into());
             }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::super::{Holder, HolderKind, Refusal};
 use super::mounttable::{MountTable, unescape};
@@ -34,16 +35,17 @@ impl Sought {
     }
 }
 
-/// Everything found that holds the volume mounted at `target`; this process excepted.
-pub(super) fn find(target: &Path) -> Result<Vec<Holder>, Refusal> {
+/// Everything found that holds the volume mounted at `target`; this process excepted. At `end` what has been found
+/// so far is the answer.
+pub(super) fn find(target: &Path, end: Option<Instant>) -> Result<Vec<Holder>, Refusal> {
     let table = MountTable::read()?;
     let Some(mount) = table.top(target) else {
         return Err(Refusal::NotMounted { target: target.into() });
     };
     let sought = Sought::new(target, mount.id, &mount.dev);
     let mut found: BTreeSet<Holder> = other_mounts(&table, &sought).into_iter().collect();
-    found.extend(processes(&sought));
     found.extend(devices(&sought));
+    found.extend(processes(&sought, end));
     Ok(found.into_iter().collect())
 }
 
@@ -60,11 +62,14 @@ fn other_mounts(table: &MountTable, sought: &Sought) -> Vec<Holder> {
     entries.map(|e| holder(HolderKind::Mount, None, &e.fstype, &e.target)).collect()
 }
 
-fn processes(sought: &Sought) -> Vec<Holder> {
+fn processes(sought: &Sought, end: Option<Instant>) -> Vec<Holder> {
     let own = std::process::id();
     let mut namespaces: BTreeSet<PathBuf> = own_namespace().into_iter().collect();
     let mut out = Vec::new();
     for (pid, dir) in process_dirs() {
+        if end.is_some_and(|end| Instant::now() >= end) {
+            break;
+        }
         if pid == own {
             continue;
         }
@@ -277,8 +282,14 @@ mod tests {
     }
 
     #[test]
+    fn the_search_ends_in_time() {
+        assert_eq!(processes(&sought("/"), Some(Instant::now())), []);
+        assert_ne!(processes(&sought("/"), None), [], "every process has a root");
+    }
+
+    #[test]
     fn what_is_not_mounted_has_no_holders() {
-        let refused = find(Path::new("/nonexistent")).unwrap_err();
+        let refused = find(Path::new("/nonexistent"), None).unwrap_err();
         assert!(matches!(refused, Refusal::NotMounted { .. }));
     }
 }

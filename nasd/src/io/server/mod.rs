@@ -7,6 +7,7 @@ mod listen;
 mod mounts;
 mod mounttable;
 mod nfs;
+mod unmount;
 mod volume;
 
 use std::path::PathBuf;
@@ -64,10 +65,12 @@ impl Shared {
             }
             Op::Unmount { target, deadline_ms } => {
                 self.records_must_be_closed()?;
-                mounts::unmount(&target, Duration::from_millis(deadline_ms))
+                unmount::unmount(&target, Duration::from_millis(deadline_ms))
             }
             Op::SyncFs { target } => volume::sync_fs(&target),
-            Op::Holders { target } => Ok(Answer::Holders { holders: holders::find(&target)? }),
+            Op::Holders { target } => {
+                Ok(Answer::Holders { holders: holders::find(&target, None)? })
+            }
             Op::MountState { target } => {
                 Ok(Answer::MountState { mount: MountTable::read()?.top(&target) })
             }

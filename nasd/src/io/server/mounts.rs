@@ -1,13 +1,11 @@
-//! Mounting and unmounting of volumes, with the new mount calls and their error texts.
+//! Mounting of volumes, with the new mount calls and their error texts.
 //!
-//! Keeps S8: an unmount is retried while busy, until its deadline, and never made lazily or by
-//! force (a lazy one would hide a device that is still busy, and demoting it would fail).
+//! Keeps S5: a volume is mounted where nothing else is, and from its own device only.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::mount::{MntFlags, umount2};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
@@ -16,13 +14,8 @@ use rustix::mount::{
 };
 
 use super::super::{Answer, Refusal};
-use super::holders;
 use super::mounttable::{MountTable, foreign};
 use super::volume::elapsed_ms;
-
-/// The kernel needs a few milliseconds after `threads 0` to let go of the exports
-/// (`svc_export_put` of Linux 6.1 does it from a work queue).
-const RETRY: Duration = Duration::from_millis(2);
 
 /// Mounts `device` on `target`, or finds it mounted there.
 pub(super) fn mount(
@@ -184,37 +177,6 @@ fn failed(device: &Path, step: &str, error: Errno, messages: Vec<String>) -> Ref
     Refusal::MountFailed { device: device.into(), step: step.into(), error: error.into(), messages }
 }
 
-/// Unmounts, retrying while busy.
-pub(super) fn unmount(target: &Path, deadline: Duration) -> Result<Answer, Refusal> {
-    let began = Instant::now();
-    let mut retries = 0;
-    if MountTable::read()?.at(target).is_empty() {
-        return Ok(Answer::Unmounted { already: true, retries, took_ms: elapsed_ms(began) });
-    }
-    MountTable::read()?.single(target)?;
-    loop {
-        match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => break,
-            Err(nix::errno::Errno::EBUSY) if began.elapsed() < deadline => {
-                retries += 1;
-                std::thread::sleep(RETRY);
-            }
-            Err(nix::errno::Errno::EBUSY) => return Err(busy(target, began)),
-            Err(errno) => {
-                let error = std::io::Error::from(errno);
-                return Err(Refusal::system("unmounting", target, error));
-            }
-        }
-    }
-    Ok(Answer::Unmounted { already: false, retries, took_ms: elapsed_ms(began) })
-}
-
-fn busy(target: &Path, began: Instant) -> Refusal {
-    let waited_ms = elapsed_ms(began);
-    let holders = holders::find(target).unwrap_or_default();
-    Refusal::Busy { target: target.into(), waited_ms, holders }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,12 +232,5 @@ mod tests {
             let refused = mount(Path::new(bad), "ext4", &[], Path::new("/nonexistent/target"));
             assert!(matches!(refused, Err(Refusal::BadDevice { .. })), "{bad}");
         }
-    }
-
-    #[test]
-    fn unmounting_what_is_not_mounted_is_done_already() {
-        let dir = tempfile::tempdir().unwrap();
-        let done = unmount(dir.path(), Duration::ZERO);
-        assert!(matches!(done, Ok(Answer::Unmounted { already: true, .. })));
     }
 }

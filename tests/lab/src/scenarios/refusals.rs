@@ -20,21 +20,23 @@ pub const BUSY: Scenario = Scenario {
 /// The target cannot or must not open.
 pub const WRONG_DISK: Scenario = Scenario {
     name: "switchover-wrong-disk",
-    summary: "target diskless, resyncing, mount point taken, other marker: never opens there",
+    summary: "target diskless, resyncing, mount point taken, marker damaged or another: never opens there",
     engine: None,
     nightly: false,
     clients: 2,
     run: wrong_disk,
 };
 
-const HOLD: &str = "exec 9</srv/nasd/vms/vms/.nasd/marker.json; sleep 600";
+/// Opens a file of the volume, says so, and keeps it.
+const HOLD: &str = "exec 9</srv/nasd/vms/vms/.nasd/marker.json; touch /run/held; sleep 600";
 const LIMIT: Duration = Duration::from_secs(15);
 
 fn busy(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = Bed::up(ctx, &[VMS])?;
     bed.write(ctx)?;
     let job = ctx.lab.spawn("nas1", &["bash", "-c", HOLD])?;
-    thread::sleep(Duration::from_millis(500));
+    let held = "until test -e /run/held; do sleep 0.1; done";
+    ctx.lab.sh("nas1", held, ctx.patience(LIMIT))?;
     let refused = bed.switchover(ctx, "nas1", VMS, &[])?;
     ctx.report.moves += 1;
     ctx.demand(refused.code == 1, "an open file refuses the move in pre-flight");
@@ -58,10 +60,8 @@ fn opened_after_preflight(
     ctx: &mut Ctx,
     bed: &Bed,
 ) -> Result<Vec<crate::report::Window>, LabError> {
-    ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:1500\n", 0o600)?;
-    // One that has fired is gone from the file.
-    let fired = format!("while grep -q after-preflight {FAIL_POINTS}; do sleep 0.1; done");
-    let job = ctx.lab.spawn("nas1", &["bash", "-c", &format!("{fired}; {HOLD}")])?;
+    ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:3000\n", 0o600)?;
+    let job = ctx.lab.spawn("nas1", &["bash", "-c", &format!("{}; {HOLD}", fired())])?;
     let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
     ctx.report.moves += 1;
     ctx.demand(moved.code == 3, "a file opened after the pre-flight rolls the move back");
@@ -90,6 +90,7 @@ fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
     let foreign = "mkdir -p /srv/nasd/vms/vms && mount -t tmpfs none /srv/nasd/vms/vms";
     refused_after(ctx, &bed, "mount point taken", foreign, &["mountpoint-taken"])?;
     ctx.lab.sh("nas2", "umount /srv/nasd/vms/vms", LIMIT)?;
+    damaged_marker(ctx, &bed)?;
     let windows = other_marker(ctx, &bed)?;
     let seen = capture.end()?;
     ctx.demand(seen.lines.is_empty(), "the address never answers on the target");
@@ -138,21 +139,51 @@ fn resync(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
     bed.wait_served(ctx, VMS, Duration::from_secs(30)).map(drop)
 }
 
-/// The volume's marker is of another service: the target mounts, sees it, closes; the old owner too
-/// must then refuse until the marker is right again.
+const MARKER: &str = "/srv/nasd/vms/vms/.nasd/marker.json";
+
+/// Half a marker: the pre-flight says so and tells what to write instead, which then does.
+fn damaged_marker(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
+    ctx.lab.sh("nas1", &format!("sed -i 's/,.*//' {MARKER}"), LIMIT)?;
+    let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
+    ctx.report.moves += 1;
+    ctx.demand(moved.code == 1, &format!("damaged marker: refused (exit {})", moved.code));
+    ctx.demand(moved.refusals() == ["wrong-marker"], "the refusal says wrong-marker");
+    let told = moved.events.iter().find_map(|event| {
+        let evidence =
+            event["findings"].as_array()?.iter().find(|f| f["code"] == "wrong-marker")?;
+        let text = evidence["evidence"].as_str()?.split_once("marker.json: ")?.1;
+        Some(text.to_owned())
+    });
+    let Some(told) = told else {
+        ctx.demand(false, &format!("it tells what to write: {:?}", moved.events));
+        return Ok(());
+    };
+    ctx.lab.push("nas1", MARKER, told.as_bytes(), 0o600)?;
+    let moved = bed.switchover(ctx, "nas1", VMS, &["--dry-run"])?;
+    ctx.demand(moved.refusals().is_empty(), &format!("what it tells is accepted: {told}"));
+    Ok(())
+}
+
+/// The volume's marker becomes another service's behind the pre-flight: the target mounts, sees it, closes; the old
+/// owner too must then refuse until the marker is right again.
 fn other_marker(ctx: &mut Ctx, bed: &Bed) -> Result<Vec<crate::report::Window>, LabError> {
-    let marker = "/srv/nasd/vms/vms/.nasd/marker.json";
-    let swap = format!("cp -p {marker} /run/marker; sed -i 's/\"vms\"/\"other\"/' {marker}; sync");
-    ctx.lab.sh("nas1", &swap, LIMIT)?;
+    ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:3000\n", 0o600)?;
+    let swap = format!("cp -p {MARKER} /run/marker; sed -i 's/\"vms\"/\"other\"/' {MARKER}; sync");
     let back = format!(
-        "for i in $(seq 3000); do grep -q '\"other\"' {marker} 2>/dev/null && test -n \"$(journalctl -u nasd | grep 'wrong volume')\" && break; sleep 0.05; done; cp -p /run/marker {marker}; sync"
+        "for i in $(seq 3000); do grep -q '\"other\"' {MARKER} 2>/dev/null && test -n \"$(journalctl -u nasd | grep 'wrong volume')\" && break; sleep 0.05; done; cp -p /run/marker {MARKER}; sync"
     );
-    let fix = ctx.lab.spawn("nas1", &["bash", "-c", &back])?;
+    let script = format!("{}; {swap}; {back}", fired());
+    let fix = ctx.lab.spawn("nas1", &["bash", "-c", &script])?;
     let moved = bed.switchover(ctx, "nas1", VMS, &["--timeout", "20"])?;
     ctx.report.moves += 1;
-    ctx.demand(moved.code != 0, "a volume with another marker is not opened");
+    ctx.demand(moved.code > 1, "a volume with another marker is not opened");
     ctx.report.notes.push(format!("other marker: exit {} {}", moved.code, moved.message()));
     fix.wait(ctx.patience(Duration::from_secs(60)))?;
     bed.wait_served(ctx, VMS, Duration::from_secs(60))?;
     Ok(moved.window.into_iter().collect())
+}
+
+/// Waits for the fail point behind the pre-flight: one that has fired is gone from the file.
+fn fired() -> String {
+    format!("while grep -q after-preflight {FAIL_POINTS}; do sleep 0.1; done")
 }

@@ -58,7 +58,8 @@ fn crash(ctx: &mut Ctx) -> Result<(), LabError> {
     })?;
     ctx.report.notes.push(format!("held at {held} MiB/s, before {before}"));
     ctx.lab.sh(&from, "pkill -KILL -x hvagent; sleep 1", ctx.patience(PROMPT))?;
-    moving.wait(ctx.patience(WHOLE * 2))?;
+    let moved = moving.wait(ctx.patience(WHOLE * 2))?;
+    ctx.demand(moved == 0, &format!("the move is made: exit {moved}"));
     let migrated = migration.end(ctx)?;
     ctx.demand(migrated.ok, &format!("the migration is done: {}", migrated.words));
     hyper.count(&migrated);
