@@ -11,9 +11,10 @@ use super::hands::Hands;
 use super::steps::{StepResult, refused};
 use crate::config::FilesystemConfig;
 use crate::core::machine::StepContext;
-use crate::core::record::Record;
+use crate::core::record::{Phase, Record};
 use crate::core::step::{Step, StepError};
 use crate::io::{Answer, CallError, Marker, Op, Refusal};
+use crate::observe::history::Entry;
 
 /// For a look beside the service: a volume that is well answers in milliseconds.
 const LOOK: Duration = Duration::from_secs(1);
@@ -119,6 +120,28 @@ pub struct Sight {
 }
 
 impl Hands {
+    /// On a volume that this node serves by the record: nasd-io writes its own files there anew where somebody else has
+    /// damaged them. The next server, here or there, could not open with them.
+    pub(super) async fn mend(&self, target: &Path) {
+        let record = self.record.borrow().clone();
+        let serves = |r: &Record| matches!(&r.phase, Phase::Serving { owner } if *owner == self.me);
+        let Some(record) = record.filter(serves) else { return };
+        let marker = self.own_marker(record.epoch, record.generation);
+        let op = Op::Mend { target: target.to_path_buf(), marker };
+        match self.io_call(op, LOOK).await {
+            Ok(Answer::Mended { what }) if !what.is_empty() => {
+                let what = what.join("; ");
+                tracing::error!(volume = %target.display(), what, "damaged, and written anew");
+                let entry = Entry::now(&self.me.0, "mend", record.epoch, "done", &what);
+                self.history.note(entry);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(volume = %target.display(), %error, "could not be looked after");
+            }
+        }
+    }
+
     /// The marker must be of this service and not older than the record; then this opening's is written, on every
     /// volume.
     pub(super) async fn marker(&self, context: &StepContext) -> StepResult {

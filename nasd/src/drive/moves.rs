@@ -282,7 +282,7 @@ pub async fn warm(hands: &Hands, epoch: u64) -> Result<(), String> {
     still_ready(hands).await?;
     let detail = format!("{passes} syncfs passes");
     hands.timeline.step(&hands.me.0, "warm", began, start.elapsed(), detail);
-    super::failpoint::hit("step:warm");
+    super::failpoint::pass("step:warm").await;
     Ok(())
 }
 

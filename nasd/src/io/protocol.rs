@@ -102,6 +102,14 @@ pub enum Op {
         /// New content.
         marker: Marker,
     },
+    /// On a volume that is served: writes the marker, and the client records that this process has loaded, anew
+    /// where somebody else has damaged them. A marker that fits is left alone.
+    Mend {
+        /// Mount point.
+        target: PathBuf,
+        /// What fits the record now.
+        marker: Marker,
+    },
     /// A small durable write: does the volume answer?
     Canary {
         /// Mount point.
@@ -179,6 +187,7 @@ impl Op {
             Op::MountState { .. } => "mount_state",
             Op::ReadMarker { .. } => "read_marker",
             Op::WriteMarker { .. } => "write_marker",
+            Op::Mend { .. } => "mend",
             Op::Canary { .. } => "canary",
             Op::ServerSetup(_) => "server_setup",
             Op::ServerStart { .. } => "server_start",
@@ -263,6 +272,11 @@ pub enum Answer {
     Marker {
         /// None on a volume that never had one.
         marker: Option<Marker>,
+    },
+    /// To [`Op::Mend`].
+    Mended {
+        /// What was damaged, and is not any more.
+        what: Vec<String>,
     },
     /// To [`Op::ServerStart`].
     Started(StartReport),

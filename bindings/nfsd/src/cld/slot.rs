@@ -74,6 +74,18 @@ impl RecordSlot {
         store
     }
 
+    /// Writes the store anew where somebody else has damaged its files; what differed.
+    ///
+    /// # Errors
+    /// Those of [`Store::mend`].
+    pub fn mend(&self) -> Result<Option<RecordsError>, RecordsError> {
+        let mut slot = self.lock();
+        let Some(store) = slot.as_mut() else { return Ok(None) };
+        let outcome = store.mend();
+        self.set_view(Some(store.snapshot()));
+        outcome
+    }
+
     /// The records after the last write that returned, for the peer's mirror; none when no
     /// store is loaded. Never waits for the volume.
     pub fn snapshot(&self) -> Option<Snapshot> {

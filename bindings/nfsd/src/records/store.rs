@@ -136,6 +136,62 @@ impl Store {
         })
     }
 
+    /// Compares what is on the volume with what is known here, and writes it anew where it differs, as after
+    /// somebody else has touched it; what differed. The next server could not start with it.
+    ///
+    /// # Errors
+    /// A file that could not be read: nothing is written then. [`RecordsError::Poisoned`].
+    pub fn mend(&mut self) -> Result<Option<RecordsError>> {
+        if self.poisoned {
+            return Err(RecordsError::Poisoned);
+        }
+        match self.compare() {
+            Ok(()) => Ok(None),
+            Err(error @ RecordsError::Io { .. }) => Err(error),
+            Err(differs) => self.guarded(Self::write_anew).map(|()| Some(differs)),
+        }
+    }
+
+    fn compare(&self) -> Result<()> {
+        let damaged = |file, what| Err(RecordsError::Damaged { file, offset: 0, what });
+        let Some(state) = read_state(&self.dir)? else {
+            return Err(RecordsError::Missing { dir: self.dir.clone() });
+        };
+        if state != self.state {
+            return damaged(self.dir.join("state"), "names other generations");
+        }
+        let (current, entries, good_len) = load(&self.dir, state.current)?;
+        let log = generation_file(&self.dir, state.current);
+        let length = fs::metadata(&log).map_err(io_at(&log))?.len();
+        // The next entry must follow the last one.
+        if current != self.current || entries != self.entries || length != good_len as u64 {
+            return damaged(log, "holds something else");
+        }
+        match state.recovery {
+            Some(named) if load(&self.dir, named)?.0 != self.recovery => {
+                damaged(generation_file(&self.dir, named), "holds something else")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write_anew(&mut self) -> Result<()> {
+        fs::create_dir_all(&self.dir).map_err(io_at(&self.dir))?;
+        let highest = self.state.current.max(self.state.recovery.unwrap_or(0));
+        let recovery = self.state.recovery.map(|_| highest + 1);
+        if let Some(generation) = recovery {
+            write_generation(&self.dir, generation, self.recovery.values())?;
+        }
+        let next = State { current: highest + 2, recovery };
+        let good_len = write_generation(&self.dir, next.current, self.current.values())?;
+        let log = open_log(&generation_file(&self.dir, next.current), good_len)?;
+        write_state(&self.dir, next)?;
+        self.dir.parent().map_or(Ok(()), sync_dir)?;
+        (self.state, self.log, self.entries) = (next, log, self.current.len());
+        self.remove_unnamed();
+        Ok(())
+    }
+
     fn append(&mut self, entry: &Entry) -> Result<()> {
         self.guarded(|store| {
             let bytes = format::entry(store.state.current, store.entries, entry);
@@ -421,6 +477,40 @@ mod tests {
         }
     }
 
+    /// What somebody else may do to the files.
+    #[derive(Debug, Clone)]
+    enum Damage {
+        Removed,
+        State(Vec<u8>),
+        Log { at: prop::sample::Index, to: u8 },
+        Cut(prop::sample::Index),
+        Tail(Vec<u8>),
+    }
+
+    fn damage() -> impl Strategy<Value = Damage> {
+        prop_oneof![
+            Just(Damage::Removed),
+            prop::collection::vec(any::<u8>(), 0..90).prop_map(Damage::State),
+            (any::<prop::sample::Index>(), any::<u8>()).prop_map(|(at, to)| Damage::Log { at, to }),
+            any::<prop::sample::Index>().prop_map(Damage::Cut),
+            prop::collection::vec(any::<u8>(), 1..9).prop_map(Damage::Tail),
+        ]
+    }
+
+    fn spoil(store: &Store, damage: &Damage, in_recovery: bool) {
+        let named = store.state.recovery.filter(|_| in_recovery).unwrap_or(store.state.current);
+        let log = generation_file(&store.dir, named);
+        let mut bytes = fs::read(&log).unwrap();
+        match damage {
+            Damage::Removed => return fs::remove_dir_all(&store.dir).unwrap(),
+            Damage::State(bytes) => return fs::write(store.dir.join("state"), bytes).unwrap(),
+            Damage::Log { at, to } => *at.get_mut(&mut bytes) = *to,
+            Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Damage::Tail(tail) => bytes.extend(tail),
+        }
+        fs::write(log, bytes).unwrap();
+    }
+
     /// Copies the directory as a crash would leave it, the current log cut at `cut`.
     fn crash(from: &Path, to: &Path, cut: &prop::sample::Index) {
         let (from, to) = (from.join(DIR), to.join(DIR));
@@ -455,6 +545,25 @@ mod tests {
             let before = store.snapshot();
             drop(store);
             prop_assert_eq!(reopen(mount.path()).snapshot(), before);
+        }
+
+        #[test]
+        fn s6_damaged_records_are_written_anew(
+            steps in steps(), damage in damage(), in_recovery: bool,
+        ) {
+            let mount = tempfile::tempdir().unwrap();
+            let mut store = fresh(mount.path());
+            steps.iter().for_each(|step| apply(&mut store, step));
+            let whole = |s: Snapshot| (s.in_grace, s.recovery, s.current);
+            let before = whole(store.snapshot());
+            prop_assert!(store.mend().unwrap().is_none(), "nothing to mend");
+            spoil(&store, &damage, in_recovery);
+            store.mend().unwrap();
+            prop_assert_eq!(whole(store.snapshot()), before.clone());
+            store.create(&client("later")).unwrap();
+            store.remove(&client("later")).unwrap();
+            drop(store);
+            prop_assert_eq!(whole(reopen(mount.path()).snapshot()), before);
         }
 
         #[test]

@@ -19,6 +19,8 @@ use crate::io::{CallError, Op, Refusal};
 
 /// Between two canaries.
 const PERIOD: Duration = Duration::from_secs(1);
+/// After so many canaries that were written nasd-io looks after its own files on the volume.
+const MEND: u32 = 10;
 /// A canary that hangs longer is the volume's fault.
 const HANGS: Duration = Duration::from_secs(5);
 /// As [`HANGS`], where only the peer's acknowledgement is missing: longer than the peer needs to
@@ -110,6 +112,7 @@ impl Canary {
     /// Watches for ever.
     pub(super) async fn watch(self) {
         let mut term = Term::default();
+        let mut written: u32 = 0;
         loop {
             tokio::time::sleep(PERIOD).await;
             if term.serving(&self.hands, self.board.now()).is_none() {
@@ -118,7 +121,13 @@ impl Canary {
                 self.post_broken(Finding::Idle);
                 continue;
             }
-            self.once(&mut term).await;
+            if !self.once(&mut term).await {
+                continue;
+            }
+            written = (written + 1) % MEND;
+            if written == 0 {
+                self.hands.mend(&self.target).await;
+            }
         }
     }
 
@@ -130,13 +139,14 @@ impl Canary {
         self.board.post(Check::Errors(self.volume), finding);
     }
 
-    /// One canary. Nothing before `term`'s floor counts.
-    async fn once(&self, term: &mut Term) {
+    /// One canary; whether it was written. Nothing before `term`'s floor counts.
+    async fn once(&self, term: &mut Term) -> bool {
         let sent = self.board.now();
         let op = Op::Canary { target: self.target.clone() };
         let answer = read(self.hands.io_call(op, GIVE_UP).await);
         let hung = if let Answered::Hangs(hung) = &answer { Some(*hung) } else { None };
         self.board.hanging(self.volume, hung);
+        let written = answer == Answered::Written;
         match answer {
             Answered::Written => {
                 self.post(Finding::Well);
@@ -152,6 +162,7 @@ impl Canary {
                 self.post(Finding::Unknown);
             }
         }
+        written
     }
 
     fn judge(&self, since: Now, term: &mut Term) {

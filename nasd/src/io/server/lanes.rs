@@ -56,6 +56,7 @@ fn lane(op: &Op) -> Option<String> {
         Op::SyncFs { target } | Op::Canary { target } | Op::ReadMarker { target } => {
             Some(format!("{} {}", op.name(), target.display()))
         }
+        Op::Mend { target, .. } => Some(format!("{} {}", op.name(), target.display())),
         Op::ExpireClients { .. } => Some("expire".into()),
         Op::Probe { .. } => Some("probe".into()),
         Op::Pulse { .. } => Some("pulse".into()),
@@ -66,11 +67,14 @@ fn lane(op: &Op) -> Option<String> {
 /// Must `op` wait for `other`, which is under way in another lane?
 fn gives_way(op: &Op, other: &str) -> bool {
     let closing = [Op::ServerStop.name(), Op::Exit.name(), "unmount"];
+    let opening = ["server_setup", "server_start", "write_marker"];
     match op {
         Op::Canary { .. } => closing.contains(&other),
-        Op::ExpireClients { .. } => {
-            closing.contains(&other) || ["server_setup", "server_start"].contains(&other)
+        Op::ExpireClients { .. } | Op::Mend { .. } => {
+            closing.contains(&other) || opening.contains(&other)
         }
+        // What an earlier opening had to mend must not come after this one's.
+        Op::WriteMarker { .. } => other == "mend",
         _ => false,
     }
 }
@@ -105,6 +109,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Marker;
 
     fn canary(target: &str) -> Op {
         Op::Canary { target: target.into() }
@@ -120,6 +125,19 @@ mod tests {
         lanes.enter(&Op::ServerStatus).unwrap();
         drop(hanging);
         lanes.enter(&canary("/a")).unwrap();
+    }
+
+    #[test]
+    fn what_is_mended_comes_before_the_next_opening() {
+        let marker = Marker { service: "s".into(), epoch: 1, generation: 1, node: "a".into() };
+        let mend = Op::Mend { target: "/a".into(), marker: marker.clone() };
+        let opening = Op::WriteMarker { target: "/a".into(), marker };
+        let lanes = Lanes::default();
+        let mending = lanes.enter(&mend).unwrap();
+        assert!(matches!(lanes.enter(&opening), Err(Refusal::Occupied { op, .. }) if op == "mend"));
+        drop(mending);
+        let _writing = lanes.enter(&opening).unwrap();
+        assert!(lanes.enter(&mend).is_err());
     }
 
     #[test]

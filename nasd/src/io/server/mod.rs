@@ -10,13 +10,13 @@ mod nfs;
 mod unmount;
 mod volume;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nasd_nfsd::netns::NetNs;
 
-use super::{Answer, Op, Refusal, VERSION};
+use super::{Answer, Marker, Op, Refusal, VERSION};
 use lanes::Lanes;
 use mounttable::MountTable;
 use nfs::Nfs;
@@ -76,9 +76,16 @@ impl Shared {
             }
             Op::ReadMarker { target } => volume::read_marker(&target),
             Op::WriteMarker { target, marker } => volume::write_marker(&target, &marker),
+            Op::Mend { target, marker } => self.mend(&target, &marker),
             Op::Canary { target } => volume::canary(&target),
             other => self.carry_out_server(other),
         }
+    }
+
+    fn mend(&self, target: &Path, marker: &Marker) -> Result<Answer, Refusal> {
+        let mut what: Vec<_> = volume::mend_marker(target, marker)?.into_iter().collect();
+        what.extend(self.nfs()?.mend_records()?);
+        Ok(Answer::Mended { what })
     }
 
     fn carry_out_server(&self, op: Op) -> Result<Answer, Refusal> {

@@ -143,6 +143,11 @@ impl Nfs {
         self.slot.snapshot()
     }
 
+    pub(super) fn mend_records(&self) -> Result<Option<String>, Refusal> {
+        let unusable = |e: RecordsError| Refusal::RecordsUnusable { text: e.to_string() };
+        Ok(self.slot.mend().map_err(unusable)?.map(|differed| differed.to_string()))
+    }
+
     pub(super) fn ignore_removals(&self, ignore: bool) -> Result<Answer, Refusal> {
         if self.slot.ignore_removals(ignore) {
             return Ok(Answer::Done);

@@ -118,6 +118,24 @@ impl Volume {
             .map_err(|e| self.refuse("placing the marker", e))
     }
 
+    fn mend_marker(&self, fits: &Marker) -> Result<Option<String>, Refusal> {
+        let why = match self.read_marker() {
+            Ok(Some(found))
+                if found.service == fits.service
+                    && found.generation >= fits.generation
+                    && found.epoch <= fits.epoch =>
+            {
+                return Ok(None);
+            }
+            Ok(Some(found)) => format!("the marker was another: {found:?}"),
+            Ok(None) => "the marker was missing".to_owned(),
+            Err(bad @ Refusal::BadMarker { .. }) => bad.to_string(),
+            Err(other) => return Err(other),
+        };
+        self.write_marker(fits)?;
+        Ok(Some(why))
+    }
+
     fn canary(&self) -> Result<(), Refusal> {
         let dir = self.own_dir_made()?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -146,6 +164,11 @@ pub(super) fn sync_fs(target: &Path) -> Result<Answer, Refusal> {
 
 pub(super) fn read_marker(target: &Path) -> Result<Answer, Refusal> {
     Ok(Answer::Marker { marker: Volume::open(target)?.read_marker()? })
+}
+
+/// Writes the marker anew where it would not be accepted; why.
+pub(super) fn mend_marker(target: &Path, fits: &Marker) -> Result<Option<String>, Refusal> {
+    Volume::open(target)?.mend_marker(fits)
 }
 
 pub(super) fn write_marker(target: &Path, marker: &Marker) -> Result<Answer, Refusal> {
@@ -185,6 +208,28 @@ mod tests {
         }
         fs::write(dir.path().join(".nasd/marker.json"), "{}").unwrap();
         assert!(matches!(volume.read_marker(), Err(Refusal::BadMarker { .. })));
+    }
+
+    #[test]
+    fn s2_a_marker_is_mended_only_where_it_would_be_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = volume(dir.path());
+        let mended = || volume.mend_marker(&marker(2)).unwrap();
+        assert!(mended().unwrap().contains("missing"));
+        for good in [marker(1), marker(2), Marker { generation: 9, ..marker(2) }] {
+            volume.write_marker(&good).unwrap();
+            assert_eq!(mended(), None);
+            assert_eq!(volume.read_marker(), Ok(Some(good)));
+        }
+        let other = Marker { service: "t".into(), ..marker(2) };
+        for bad in [other, marker(3), Marker { generation: 2, ..marker(2) }] {
+            volume.write_marker(&bad).unwrap();
+            assert!(mended().is_some(), "{bad:?}");
+            assert_eq!(volume.read_marker(), Ok(Some(marker(2))));
+        }
+        fs::write(dir.path().join(".nasd/marker.json"), "{\"serv").unwrap();
+        assert!(mended().unwrap().contains("cannot be read"));
+        assert_eq!(mended(), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::bed::{Bed, FAIL_POINTS, VMS};
+use super::recovery::until;
 use super::{Ctx, Scenario};
 use crate::error::LabError;
 
@@ -20,7 +21,7 @@ pub const BUSY: Scenario = Scenario {
 /// The target cannot or must not open.
 pub const WRONG_DISK: Scenario = Scenario {
     name: "switchover-wrong-disk",
-    summary: "target diskless, resyncing, mount point taken, marker damaged or another: never opens there",
+    summary: "target diskless, resyncing, mount point taken, other marker: never opens there",
     engine: None,
     nightly: false,
     clients: 2,
@@ -61,7 +62,8 @@ fn opened_after_preflight(
     bed: &Bed,
 ) -> Result<Vec<crate::report::Window>, LabError> {
     ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:3000\n", 0o600)?;
-    let job = ctx.lab.spawn("nas1", &["bash", "-c", &format!("{}; {HOLD}", fired())])?;
+    let job =
+        ctx.lab.spawn("nas1", &["bash", "-c", &format!("{}; {HOLD}", fired("after-preflight"))])?;
     let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
     ctx.report.moves += 1;
     ctx.demand(moved.code == 3, "a file opened after the pre-flight rolls the move back");
@@ -75,6 +77,7 @@ fn opened_after_preflight(
 fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
     let mut bed = Bed::up(ctx, &[VMS])?;
     bed.write(ctx)?;
+    let mut windows = damaged_files(ctx, &bed)?;
     let capture = ctx.lab.capture(
         "nas2",
         &format!("inbound and (src host {} or (arp and arp[14:4] = 0x0a4d0065))", VMS.address),
@@ -90,8 +93,7 @@ fn wrong_disk(ctx: &mut Ctx) -> Result<(), LabError> {
     let foreign = "mkdir -p /srv/nasd/vms/vms && mount -t tmpfs none /srv/nasd/vms/vms";
     refused_after(ctx, &bed, "mount point taken", foreign, &["mountpoint-taken"])?;
     ctx.lab.sh("nas2", "umount /srv/nasd/vms/vms", LIMIT)?;
-    damaged_marker(ctx, &bed)?;
-    let windows = other_marker(ctx, &bed)?;
+    windows.extend(other_marker(ctx, &bed)?);
     let seen = capture.end()?;
     ctx.demand(seen.lines.is_empty(), "the address never answers on the target");
     ctx.report.notes.extend(seen.lines.iter().take(5).cloned());
@@ -140,39 +142,43 @@ fn resync(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
 }
 
 const MARKER: &str = "/srv/nasd/vms/vms/.nasd/marker.json";
+const RECORDS: &str = "/srv/nasd/vms/vms/.nasd/clients";
+/// The owner looks after its files every ten canaries, each a second after the other.
+const MENDED: Duration = Duration::from_secs(30);
 
-/// Half a marker: the pre-flight says so and tells what to write instead, which then does.
-fn damaged_marker(ctx: &mut Ctx, bed: &Bed) -> Result<(), LabError> {
-    ctx.lab.sh("nas1", &format!("sed -i 's/,.*//' {MARKER}"), LIMIT)?;
-    let moved = bed.switchover(ctx, "nas1", VMS, &[])?;
-    ctx.report.moves += 1;
-    ctx.demand(moved.code == 1, &format!("damaged marker: refused (exit {})", moved.code));
-    ctx.demand(moved.refusals() == ["wrong-marker"], "the refusal says wrong-marker");
-    let told = moved.events.iter().find_map(|event| {
-        let evidence =
-            event["findings"].as_array()?.iter().find(|f| f["code"] == "wrong-marker")?;
-        let text = evidence["evidence"].as_str()?.split_once("marker.json: ")?.1;
-        Some(text.to_owned())
-    });
-    let Some(told) = told else {
-        ctx.demand(false, &format!("it tells what to write: {:?}", moved.events));
-        return Ok(());
-    };
-    ctx.lab.push("nas1", MARKER, told.as_bytes(), 0o600)?;
-    let moved = bed.switchover(ctx, "nas1", VMS, &["--dry-run"])?;
-    ctx.demand(moved.refusals().is_empty(), &format!("what it tells is accepted: {told}"));
-    Ok(())
+/// Half a marker and no client records: the owner writes them anew while it serves, and the move finds them whole.
+fn damaged_files(ctx: &mut Ctx, bed: &Bed) -> Result<Vec<crate::report::Window>, LabError> {
+    let spoil = format!("sed -i 's/,.*//' {MARKER}; rm -r {RECORDS}");
+    ctx.lab.sh("nas1", &spoil, LIMIT)?;
+    let told = until(ctx, "the files to be written anew", MENDED, || {
+        let history = ctx.lab.sh("nas1", "nasctl history vms | grep ' mend '; true", LIMIT);
+        let history = history.map_err(|e| e.to_string())?;
+        let both = history.contains("marker") && history.contains("client records");
+        if both { Ok(history) } else { Err(history) }
+    })?;
+    ctx.report.notes.push(format!("damaged files: {}", told.trim()));
+    let there = ctx.lab.sh("nas1", &format!("cat {MARKER}; ls {RECORDS}"), LIMIT)?;
+    let whole = there.contains("\"generation\"") && there.contains("state");
+    ctx.demand(whole, &format!("they are there again: {there}"));
+    let mut windows = Vec::new();
+    for back in [false, true] {
+        let moved = bed.switchover(ctx, if back { "nas2" } else { "nas1" }, VMS, &[])?;
+        ctx.report.moves += 1;
+        ctx.demand(moved.code == 0, &format!("damaged files: moved (exit {})", moved.code));
+        windows.extend(moved.window);
+    }
+    Ok(windows)
 }
 
-/// The volume's marker becomes another service's behind the pre-flight: the target mounts, sees it, closes; the old
+/// The volume's marker becomes another service's when the move has begun: the target mounts, sees it, closes; the old
 /// owner too must then refuse until the marker is right again.
 fn other_marker(ctx: &mut Ctx, bed: &Bed) -> Result<Vec<crate::report::Window>, LabError> {
-    ctx.lab.push("nas1", FAIL_POINTS, b"after-preflight hang:3000\n", 0o600)?;
+    ctx.lab.push("nas1", FAIL_POINTS, b"step:warm hang:1500\n", 0o600)?;
     let swap = format!("cp -p {MARKER} /run/marker; sed -i 's/\"vms\"/\"other\"/' {MARKER}; sync");
     let back = format!(
         "for i in $(seq 3000); do grep -q '\"other\"' {MARKER} 2>/dev/null && test -n \"$(journalctl -u nasd | grep 'wrong volume')\" && break; sleep 0.05; done; cp -p /run/marker {MARKER}; sync"
     );
-    let script = format!("{}; {swap}; {back}", fired());
+    let script = format!("{}; {swap}; {back}", fired("step:warm"));
     let fix = ctx.lab.spawn("nas1", &["bash", "-c", &script])?;
     let moved = bed.switchover(ctx, "nas1", VMS, &["--timeout", "20"])?;
     ctx.report.moves += 1;
@@ -183,7 +189,7 @@ fn other_marker(ctx: &mut Ctx, bed: &Bed) -> Result<Vec<crate::report::Window>, 
     Ok(moved.window.into_iter().collect())
 }
 
-/// Waits for the fail point behind the pre-flight: one that has fired is gone from the file.
-fn fired() -> String {
-    format!("while grep -q after-preflight {FAIL_POINTS}; do sleep 0.1; done")
+/// Waits for a fail point: one that has fired is gone from the file.
+fn fired(point: &str) -> String {
+    format!("while grep -q {point} {FAIL_POINTS}; do sleep 0.1; done")
 }
