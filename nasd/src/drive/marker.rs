@@ -126,6 +126,9 @@ impl Hands {
         let record = self.record.borrow().clone();
         let serves = |r: &Record| matches!(&r.phase, Phase::Serving { owner } if *owner == self.me);
         let Some(record) = record.filter(serves) else { return };
+        if self.seen.borrow().emergency.is_some() {
+            return; // what the marker must say is not in the record yet
+        }
         let marker = self.own_marker(record.epoch, record.generation);
         let op = Op::Mend { target: target.to_path_buf(), marker };
         match self.io_call(op, LOOK).await {
@@ -189,7 +192,8 @@ impl Hands {
         for fs in &self.service.filesystems {
             let target: PathBuf = self.service.mountpoint(fs);
             let op = Op::ReadMarker { target: target.clone() };
-            match read(&self.service.name, self.io_call(op, LOOK).await, &context) {
+            // Somebody else may be looking at the same moment: that is waited for.
+            match read(&self.service.name, self.io_step(op, LOOK).await, &context) {
                 Looked::Fits(_) => {}
                 Looked::Unknown(error) => {
                     sight.unknown.push(format!("{}: {error}", target.display()));

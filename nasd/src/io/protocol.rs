@@ -103,7 +103,7 @@ pub enum Op {
         marker: Marker,
     },
     /// On a volume that is served: writes the marker, and the client records that this process has loaded, anew
-    /// where somebody else has damaged them. A marker that fits is left alone.
+    /// where somebody else has damaged them. A marker that fits, or is newer, is left alone.
     Mend {
         /// Mount point.
         target: PathBuf,

@@ -120,10 +120,9 @@ impl Volume {
 
     fn mend_marker(&self, fits: &Marker) -> Result<Option<String>, Refusal> {
         let why = match self.read_marker() {
+            // A newer one is no damage: it tells that the record is an old one (S2).
             Ok(Some(found))
-                if found.service == fits.service
-                    && found.generation >= fits.generation
-                    && found.epoch <= fits.epoch =>
+                if found.service == fits.service && found.generation >= fits.generation =>
             {
                 return Ok(None);
             }
@@ -166,7 +165,7 @@ pub(super) fn read_marker(target: &Path) -> Result<Answer, Refusal> {
     Ok(Answer::Marker { marker: Volume::open(target)?.read_marker()? })
 }
 
-/// Writes the marker anew where it would not be accepted; why.
+/// Writes the marker anew where it is missing, damaged, older or another service's; why.
 pub(super) fn mend_marker(target: &Path, fits: &Marker) -> Result<Option<String>, Refusal> {
     Volume::open(target)?.mend_marker(fits)
 }
@@ -211,18 +210,18 @@ mod tests {
     }
 
     #[test]
-    fn s2_a_marker_is_mended_only_where_it_would_be_refused() {
+    fn s2_a_marker_is_mended_where_it_is_damaged_and_never_made_older() {
         let dir = tempfile::tempdir().unwrap();
         let volume = volume(dir.path());
         let mended = || volume.mend_marker(&marker(2)).unwrap();
         assert!(mended().unwrap().contains("missing"));
-        for good in [marker(1), marker(2), Marker { generation: 9, ..marker(2) }] {
+        for good in [marker(1), marker(2), marker(3), Marker { generation: 9, ..marker(2) }] {
             volume.write_marker(&good).unwrap();
             assert_eq!(mended(), None);
             assert_eq!(volume.read_marker(), Ok(Some(good)));
         }
         let other = Marker { service: "t".into(), ..marker(2) };
-        for bad in [other, marker(3), Marker { generation: 2, ..marker(2) }] {
+        for bad in [other, Marker { generation: 2, ..marker(2) }] {
             volume.write_marker(&bad).unwrap();
             assert!(mended().is_some(), "{bad:?}");
             assert_eq!(volume.read_marker(), Ok(Some(marker(2))));
