@@ -59,7 +59,10 @@ fn crash(ctx: &mut Ctx) -> Result<(), LabError> {
     ctx.report.notes.push(format!("held at {held} MiB/s, before {before}"));
     ctx.lab.sh(&from, "pkill -KILL -x hvagent; sleep 1", ctx.patience(PROMPT))?;
     let moved = moving.wait(ctx.patience(WHOLE * 2))?;
-    ctx.demand(moved == 0, &format!("the move is made: exit {moved}"));
+    // After so long a pause the migration may be too near its end: then the move is given up before it cuts (S11).
+    let settled = matches!(moved, 0 | 3);
+    ctx.demand(settled, &format!("the move is made, or given up in time: exit {moved}"));
+    ctx.report.notes.push(format!("the move: exit {moved}"));
     let migrated = migration.end(ctx)?;
     ctx.demand(migrated.ok, &format!("the migration is done: {}", migrated.words));
     hyper.count(&migrated);
